@@ -1,0 +1,39 @@
+# `make help` lists the targets. The environment in .venv is made once, on first need.
+PYTHON ?= python3.11
+BIN    := .venv/bin
+PYTEST_WORKERS ?= 2
+
+.PHONY: help demo test test-long check lock clean
+.DEFAULT_GOAL := help
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/.ready  ## Both stages on real handwritten digits; writes demo/report.html.
+	$(BIN)/betakd-pipe demo --out demo
+
+test: .venv/.ready  ## The test suite (under 10 minutes on two cores).
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+
+test-long: .venv/.ready  ## Everything, campaigns of many minutes included.
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m ''
+
+check: .venv/.ready  ## Lint, formatting and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: .venv/.ready  ## Re-compile constraints.txt over the existing pins.
+	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file constraints.txt pyproject.toml
+	sed -i 's/^\(torch==[^+]*\)+.*/\1/' constraints.txt
+
+clean:  ## Remove the environment, the demo's output and caches of tools.
+	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,137 @@
+"""The settings of both stages: strict, frozen, and free of torch, so that `--help` and configuration errors are quick.
+
+An unknown key, a wrong type or a value out of range is an error; nothing is dropped or coerced.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _name_only(value: Any) -> Any:
+    """`fkl` is short for `{name: fkl}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class EnergySettings(Settings):
+    """One energy between the teacher's and the student's output distributions."""
+
+    name: str = Field(description="a name from the table of energies, e.g. fkl or cosine_probs")
+    options: dict[str, Any] = Field(default={}, description="settings of that energy, e.g. {temperature: 2.0}")
+
+
+class FeatureSettings(Settings):
+    """One feature channel: the student's projected feature against the teacher's cached one."""
+
+    name: Literal["vision", "prompt"] = Field(description="vision: projector output; prompt: last hidden state")
+
+
+class ObjectiveSettings(Settings):
+    """What the student minimises, before weighting."""
+
+    cross_entropy_weight: float = Field(default=1.0, ge=0, description="weight of the labels; 0 distils only")
+    energies: tuple[Annotated[EnergySettings, BeforeValidator(_name_only)], ...] = ()
+    features: tuple[Annotated[FeatureSettings, BeforeValidator(_name_only)], ...] = ()
+    reduction: Literal["sample", "token"] = Field(
+        default="sample", description="mean over a sample's tokens, then over samples; or over all tokens"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> "ObjectiveSettings":
+        if self.cross_entropy_weight == 0 and not self.energies and not self.features:
+            raise ValueError("cross_entropy_weight is 0 and no energy or feature is named: nothing is left to minimise")
+        return self
+
+
+class WeightingSettings(Settings):
+    """Where the weights beta of the channels come from."""
+
+    name: str = Field(default="task", description="fixed: given numbers; task: learned scalars; instance: a network")
+    learning_rate: float = Field(default=0.05, gt=0, description="absolute learning rate of learned weights")
+    options: dict[str, Any] = Field(default={}, description="settings of that weighting, e.g. {beta: 3.0} for fixed")
+
+
+class TrainingSettings(Settings):
+    """How long and how fast."""
+
+    steps: int | None = Field(default=None, gt=0, description="optimizer steps; excludes epochs")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the data; excludes steps; default 1")
+    batch_size: int = Field(default=8, gt=0, description="samples per step and process")
+    accumulation: int = Field(default=1, gt=0, description="batches per optimizer step")
+    learning_rate: float = Field(default=4e-5, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_gradient_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
+    train_vision_tower: bool = False
+    train_projector: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every_steps: int = Field(default=10, gt=0)
+    checkpoint_every_steps: int = Field(default=500, gt=0)
+    num_threads: int | None = Field(default=None, gt=0, description="CPU threads of torch; default: all cores")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSettings":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both given: keep one of them")
+        return self
+
+
+class ControlSettings(Settings):
+    """Controls for experiments: what a sound pipeline must lose from."""
+
+    shuffle_records: bool = Field(
+        default=False, description="give every sample another sample's teacher record: the student must get worse"
+    )
+
+
+class DistillSettings(Settings):
+    """Stage two."""
+
+    student: str = Field(description="folder of the student, as saved by save_pretrained")
+    cache: str = Field(description="folder of the teacher cache")
+    data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
+    validation: str | None = Field(default=None, description="data specification for validation after training")
+    on_mismatch: Literal["stop", "drop"] = Field(
+        default="stop", description="samples whose answers, text or image differ from the cache's: stop, or drop and count"
+    )
+    seed: int = 0
+    objective: ObjectiveSettings = ObjectiveSettings(energies=(EnergySettings(name="fkl"),))
+    weighting: WeightingSettings = WeightingSettings()
+    training: TrainingSettings = TrainingSettings()
+    control: ControlSettings = ControlSettings()
+
+
+class CacheTeacherSettings(Settings):
+    """Stage one."""
+
+    teacher: str = Field(description="folder of the teacher, as saved by save_pretrained, or a run folder")
+    data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer")
+    limit: int | None = Field(default=None, gt=0, description="only the first so many samples")
+    batch_size: int = Field(default=16, gt=0, description="samples per forward pass")
+    shard_samples: int = Field(default=1024, gt=0, description="samples per shard, the unit of commit and resume")
+    top_k: int = Field(default=64, gt=0, description="entries kept per token at most")
+    top_p: float = Field(default=0.999, gt=0, le=1, description="probability the kept entries reach; 1: always top_k")
+    top_p_temperature: float = Field(default=1.0, gt=0)
+    temperatures: tuple[float, ...] = Field(default=(1.0, 2.0), min_length=1)
+    exact: bool = Field(default=False, description="fp32 and no limit on top_k, for tests and small studies")
+    max_rejected: int = Field(default=0, ge=0, description="samples that may fail (bad image, NaN) before stopping")
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class EvaluateSettings(Settings):
+    """Greedy answers on a benchmark, scored."""
+
+    model: str = Field(description="model folder or run folder")
+    benchmark: str = Field(description="NAME[:SPLIT][?key=value&...], e.g. digits")
+    reference: str | None = Field(
+        default=None, description="folder of the teacher's evaluation: adds the agreement with its answers"
+    )
+    batch_size: int = Field(default=256, gt=0)
+    max_new_tokens: int = Field(default=16, gt=0)

@@ -1,1 +1,26 @@
 """The teacher cache: what a teacher said about every sample, on disk. Needs numpy, pyarrow and zarr, never torch."""
+
+from betakd_cache.batch import CompactBatch, DecodedBatch
+from betakd_cache.errors import CacheError
+from betakd_cache.feature_statistics import FeatureStatistics
+from betakd_cache.layout import FORMAT_VERSION
+from betakd_cache.manifest import Manifest, read_manifest
+from betakd_cache.reader import TeacherCache, open_cache
+from betakd_cache.record import TeacherRecord
+from betakd_cache.token_rule import TokenRule
+from betakd_cache.writer import CacheWriter
+
+__all__ = [
+    "FORMAT_VERSION",
+    "CacheError",
+    "CacheWriter",
+    "CompactBatch",
+    "DecodedBatch",
+    "FeatureStatistics",
+    "Manifest",
+    "TeacherCache",
+    "TeacherRecord",
+    "TokenRule",
+    "open_cache",
+    "read_manifest",
+]

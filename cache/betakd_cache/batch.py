@@ -1,0 +1,113 @@
+"""The samples of a batch: the bytes as stored, and the numbers decoded from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from betakd_cache.codec import gap_table, join_ids
+from betakd_cache.layout import NUM_EXACT_RANKS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedBatch:
+    """The teacher's numbers at N tokens of S samples, K the most entries of any of them, M temperatures."""
+
+    token_ids: NDArray[np.int64]
+    """[N] gold ids."""
+    ids: NDArray[np.int64]
+    """[N, K] kept ids, ascending gap; 0 at padding, which follows the kept ones."""
+    gaps: NDArray[np.float32]
+    """[N, K] nats; +inf at padding."""
+    entry_counts: NDArray[np.int64]
+    """[N] entries kept."""
+    gold_gap: NDArray[np.float32]
+    """[N] nats."""
+    tail_lse: NDArray[np.float32]
+    """[N, M] log of the sum over the ids not kept of exp(-gap / temperature); -inf where everything is kept."""
+    tail_energy: NDArray[np.float32]
+    """[N, M] mean gap of the ids not kept."""
+    logit_max: NDArray[np.float32] | None
+    """[N], None where the cache holds no moments."""
+    logit_mean: NDArray[np.float32] | None
+    logit_std: NDArray[np.float32] | None
+    features: Mapping[str, NDArray[np.float32]]
+    """name -> [S, D]; zeros where absent."""
+    present: Mapping[str, NDArray[np.bool_]]
+    """name -> [S] True where the sample has the feature."""
+    sample_index: NDArray[np.int64]
+    """[N] which sample of the batch each token belongs to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompactBatch:
+    """The arrays of S samples exactly as stored, concatenated in the order asked for; small, and picklable."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    """Every array of docs/cache-format.md but the two pointers, by its name in the shard."""
+    token_ptr: NDArray[np.int64]
+    """[S + 1] where each sample's tokens start and end."""
+    entry_ptr: NDArray[np.int64]
+    """[S + 1] where each sample's entries start and end."""
+
+    def decode(self) -> DecodedBatch:
+        """The batch as padded arrays."""
+        counts = self.arrays["tok_n"].astype(np.int64)
+        kept = np.arange(counts.max(initial=0)) < counts[:, None]
+        ids = np.zeros(kept.shape, np.int64)
+        ids[kept] = self.ids()
+        gaps = np.full(kept.shape, np.inf, np.float32)
+        gaps[kept] = self.gaps()
+        return DecodedBatch(
+            token_ids=self.token_ids(),
+            ids=ids,
+            gaps=gaps,
+            entry_counts=counts,
+            gold_gap=self.float32("gold_gap"),
+            tail_lse=self.float32("tail_lse"),
+            tail_energy=self.float32("tail_energy"),
+            logit_max=self.moment("logit_max"),
+            logit_mean=self.moment("logit_mean"),
+            logit_std=self.moment("logit_std"),
+            features={name: self.float32(f"features/{name}") for name in self.feature_names()},
+            present={name: self.arrays[f"present/{name}"].astype(bool) for name in self.feature_names()},
+            sample_index=np.repeat(np.arange(len(self.token_ptr) - 1), np.diff(self.token_ptr)),
+        )
+
+    def token_ids(self) -> NDArray[np.int64]:
+        """The gold ids `[N]`."""
+        return join_ids(self.arrays["token_ids"], self.arrays.get("token_ids_high"))
+
+    def ids(self) -> NDArray[np.int64]:
+        """The kept ids `[E]`, token after token."""
+        return join_ids(self.arrays["ids"], self.arrays.get("ids_high"))
+
+    def gaps(self) -> NDArray[np.float32]:
+        """The gaps `[E]` in nats: ranks 2 to 4 and the gold entry from their own arrays, the rest from their codes."""
+        codes = self.arrays["gap"]
+        if codes.dtype.kind == "f":
+            return codes.astype(np.float32)
+        gaps = gap_table(np.dtype(np.uint8))[codes]
+        counts = self.arrays["tok_n"].astype(np.int64)
+        starts = np.cumsum(counts) - counts
+        top = gap_table(np.dtype(np.uint16))[self.arrays["gap_top"]]
+        for rank in range(NUM_EXACT_RANKS):
+            has_rank = counts > rank + 1
+            gaps[starts[has_rank] + rank + 1] = top[has_rank, rank]
+        gold = self.ids() == np.repeat(self.token_ids(), counts)
+        gaps[gold] = self.arrays["gold_gap"]
+        return gaps
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """A stored array in float32."""
+        return self.arrays[name].astype(np.float32)
+
+    def moment(self, name: str) -> NDArray[np.float32] | None:
+        """`logit_max`, `logit_mean` or `logit_std` `[N]`, None where the cache holds none."""
+        return self.float32(name) if name in self.arrays else None
+
+    def feature_names(self) -> list[str]:
+        """The names of the features stored."""
+        return [name.removeprefix("present/") for name in self.arrays if name.startswith("present/")]

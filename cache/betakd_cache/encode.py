@@ -1,0 +1,95 @@
+"""Records to the arrays and the Parquet rows of one shard."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from betakd_cache.codec import encode_gaps, split_ids
+from betakd_cache.errors import CacheError
+from betakd_cache.layout import NUM_EXACT_RANKS, CacheRules, array_specs
+from betakd_cache.record import TeacherRecord
+
+
+def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[str, NDArray[Any]]:
+    """The arrays of a shard by name, exactly as `array_specs` lists them. The records have passed `check_record`."""
+    token_counts = np.array([len(record.token_ids) for record in records])
+    entry_counts = _joined(records, "entry_counts")
+    tokens_before = np.concatenate(([0], np.cumsum(token_counts)))
+    entries_before = np.concatenate(([0], np.cumsum(entry_counts)))
+    ids, gaps, token_ids = _joined(records, "ids"), _joined(records, "gaps"), _joined(records, "token_ids")
+    low, high = split_ids(ids)
+    token_low, token_high = split_ids(token_ids)
+    arrays: dict[str, NDArray[Any]] = {
+        "sample_ptr": tokens_before,
+        "entry_ptr": entries_before[tokens_before],
+        "token_ids": token_low,
+        "token_ids_high": token_high,
+        "tok_n": entry_counts,
+        "ids": low,
+        "ids_high": high,
+        "gap": gaps if rules.token_rule.exact else encode_gaps(gaps, np.dtype(np.uint8)),
+        "gap_top": _top_gaps(gaps, entry_counts, entries_before[:-1]),
+    }
+    for name in ("gold_gap", "tail_lse", "tail_energy"):
+        arrays[name] = _joined(records, name)
+    if rules.logit_moments:
+        for name in ("logit_max", "logit_mean", "logit_std"):
+            arrays[name] = _joined(records, name)
+    for name, size in rules.feature_sizes.items():
+        arrays[f"features/{name}"] = np.stack([record.features.get(name, np.zeros(size)) for record in records])
+        arrays[f"present/{name}"] = np.array([name in record.features for record in records])
+    return {spec.name: np.ascontiguousarray(arrays[spec.name], spec.dtype) for spec in array_specs(rules)}
+
+
+def encode_rows(records: Sequence[TeacherRecord], rules: CacheRules) -> pa.Table:
+    """One row per record: the id, token count, the teacher's means over its tokens, and the record's own columns.
+
+    `gold_nll` and `entropy` are in nats and `kept_mass` is a probability, all at the grid temperature nearest to 1.
+    Raises CacheError where a column mixes text and numbers.
+    """
+    token_counts = np.array([len(record.token_ids) for record in records])
+    starts = np.concatenate(([0], np.cumsum(token_counts)[:-1]))
+    columns: dict[str, Any] = {"sample_id": [record.sample_id for record in records], "num_tokens": token_counts}
+    for name, values in token_summaries(records, rules).items():
+        columns[name] = np.add.reduceat(values, starts) / token_counts
+    for name in dict.fromkeys(name for record in records for name in record.row):
+        try:
+            columns[name] = pa.array([record.row.get(name) for record in records])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise CacheError(f"row column {name!r} mixes kinds of values ({error}); give it text or numbers") from error
+    return pa.table(columns)
+
+
+def token_summaries(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[str, NDArray[np.float64]]:
+    """`gold_nll`, `entropy` and `kept_mass` per token `[T]`, of kept entries and tail, at the temperature nearest 1."""
+    temperatures = np.array(rules.token_rule.temperatures)
+    column = int(np.argmin(np.abs(np.log(temperatures))))
+    temperature = temperatures[column]
+    counts = _joined(records, "entry_counts")
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    gaps = _joined(records, "gaps").astype(np.float64)
+    weights = np.exp(-gaps / temperature)
+    kept = np.add.reduceat(weights, starts)
+    tail = np.exp(_joined(records, "tail_lse")[:, column].astype(np.float64))
+    total = kept + tail
+    energy = np.add.reduceat(weights * gaps, starts) + tail * _joined(records, "tail_energy")[:, column]
+    return {
+        "gold_nll": _joined(records, "gold_gap") / temperature + np.log(total),
+        "entropy": np.log(total) + energy / total / temperature,
+        "kept_mass": kept / total,
+    }
+
+
+def _joined(records: Sequence[TeacherRecord], name: str) -> NDArray[Any]:
+    return np.concatenate([getattr(record, name) for record in records])
+
+
+def _top_gaps(gaps: NDArray[np.float32], counts: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """The codes `[T, 3]` of ranks 2 to 4; 0 at a rank the token does not keep."""
+    ranks = np.arange(1, NUM_EXACT_RANKS + 1)
+    has_rank = ranks < counts[:, None]
+    positions = np.where(has_rank, starts[:, None] + ranks, 0)
+    return np.where(has_rank, encode_gaps(gaps[positions], np.dtype(np.uint16)), np.uint16(0))

@@ -1,0 +1,45 @@
+"""Mean and deviation of a feature over a whole cache, streamed in float64 and mergeable in any order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureStatistics:
+    """The count of samples that have a feature, its mean `[D]` and population deviation `[D]`, float64."""
+
+    count: int
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+    @staticmethod
+    def of(features: NDArray[Any]) -> "FeatureStatistics":
+        """The statistics of the rows of `[S, D]`; S may be 0."""
+        if len(features) == 0:
+            zeros = np.zeros(features.shape[1])
+            return FeatureStatistics(0, zeros, zeros)
+        wide = features.astype(np.float64)
+        return FeatureStatistics(len(wide), wide.mean(axis=0), wide.std(axis=0))
+
+    def merged(self, other: "FeatureStatistics") -> "FeatureStatistics":
+        """The statistics of both sets together. Source: Chan, Golub and LeVeque (1979), the pairwise update."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        share = other.count / count
+        step = other.mean - self.mean
+        variance = (1 - share) * self.deviation**2 + share * other.deviation**2 + share * (1 - share) * step**2
+        return FeatureStatistics(count, self.mean + share * step, np.sqrt(variance))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; Python's shortest float text is exact."""
+        return {"count": self.count, "mean": self.mean.tolist(), "deviation": self.deviation.tolist()}
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "FeatureStatistics":
+        """The statistics that `to_json` described."""
+        return FeatureStatistics(fields["count"], np.array(fields["mean"]), np.array(fields["deviation"]))

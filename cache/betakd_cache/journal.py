@@ -1,0 +1,147 @@
+"""The journals of a cache: one synced line per committed shard, rejected sample and finished part.
+
+A cache written by one process has `shards.jsonl`; part i of n writes `shards-i-of-n.jsonl`. A shard exists if and only
+if a journal lists it.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from betakd_cache import files
+from betakd_cache.errors import CacheError
+
+Part = tuple[int, int]
+WHOLE: Part = (0, 1)
+JOURNAL_NAME = re.compile(r"shards(?:-(\d+)-of-(\d+))?\.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """A committed shard: its name, its counts, and size in bytes and sha256 of its files by path inside the cache."""
+
+    name: str
+    num_samples: int
+    num_tokens: int
+    num_entries: int
+    files: Mapping[str, tuple[int, str]]
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all its files."""
+        return sum(size_bytes for size_bytes, _ in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContent:
+    """What the whole lines of a journal say; `size_bytes` is where the last whole line ends."""
+
+    shards: tuple[ShardEntry, ...]
+    rejected: Mapping[str, str]
+    complete: bool
+    size_bytes: int
+
+
+def journal_name(part: Part) -> str:
+    """The file name of a part's journal."""
+    return "shards.jsonl" if part == WHOLE else f"shards-{part[0]}-of-{part[1]}.jsonl"
+
+
+def shard_name(part: Part, number: int) -> str:
+    """The name, without suffix, of a part's shard."""
+    return f"shard-{number:06d}" if part == WHOLE else f"shard-{part[0]}-of-{part[1]}-{number:06d}"
+
+
+def journal_paths(cache_path: Path) -> list[Path]:
+    """The journals of a cache: the whole one first, then parts in numerical order."""
+    found = []
+    for path in cache_path.iterdir():
+        if match := JOURNAL_NAME.fullmatch(path.name):
+            number, of = (int(group or 0) for group in match.groups())
+            found.append(((of, number), path))
+    return [path for _, path in sorted(found)]
+
+
+def read_journal(path: Path) -> JournalContent:
+    """What a journal says. A last line without an end was being written when its process died, and does not count.
+
+    Raises CacheError where a whole line is not what this package writes.
+    """
+    content = path.read_bytes()
+    size_bytes = content.rfind(b"\n") + 1
+    shards: list[ShardEntry] = []
+    rejected: dict[str, str] = {}
+    complete = False
+    for number, line in enumerate(content[:size_bytes].splitlines(), start=1):
+        try:
+            fields = json.loads(line)
+            if "shard" in fields:
+                shards.append(_shard_entry(fields))
+                complete = False  # a part that was complete is being written again
+            elif "rejected" in fields:
+                rejected[fields["rejected"]] = fields["reason"]
+            else:
+                complete = fields["complete"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CacheError(
+                f"{path} is damaged at line {number} ({error!r}); restore it from a copy or write the cache again"
+            ) from error
+    return JournalContent(tuple(shards), rejected, complete, size_bytes)
+
+
+def _shard_entry(fields: Mapping[str, Any]) -> ShardEntry:
+    return ShardEntry(
+        name=fields["shard"],
+        num_samples=fields["num_samples"],
+        num_tokens=fields["num_tokens"],
+        num_entries=fields["num_entries"],
+        files={name: (size_bytes, sha256) for name, (size_bytes, sha256) in fields["files"].items()},
+    )
+
+
+class Journal:
+    """A journal open for appending, locked against every other writer until it is closed."""
+
+    def __init__(self, cache_path: Path, part: Part) -> None:
+        """Raises CacheError while another process writes the same part."""
+        self.path = cache_path / journal_name(part)
+        try:
+            self._descriptor = files.open_locked(self.path)
+        except BlockingIOError as error:
+            raise CacheError(
+                f"{cache_path} is being written by another process (part {part[0]} of {part[1]}); "
+                "wait for it or stop it"
+            ) from error
+        self.content = read_journal(self.path)
+        self._size_bytes = self.content.size_bytes
+        files.truncate(self.path, self._descriptor, self._size_bytes)
+
+    def append_shard(self, entry: ShardEntry) -> None:
+        """Commit a shard whose files are in place and synced."""
+        counts = {"num_samples": entry.num_samples, "num_tokens": entry.num_tokens, "num_entries": entry.num_entries}
+        self._append({"shard": entry.name, **counts, "files": entry.files})
+
+    def append_rejected(self, sample_id: str, reason: str) -> None:
+        """Note a sample that the cache will never hold, and why."""
+        self._append({"rejected": sample_id, "reason": reason})
+
+    def append_complete(self) -> None:
+        """Note that the part has nothing more to write."""
+        self._append({"complete": True})
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._descriptor)
+
+    def _append(self, fields: Mapping[str, Any]) -> None:
+        line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+        try:
+            files.append(self.path, self._descriptor, line)
+        except CacheError:
+            files.truncate(self.path, self._descriptor, self._size_bytes)  # a torn line would spoil the next one
+            raise
+        self._size_bytes += len(line)

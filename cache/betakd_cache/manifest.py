@@ -1,0 +1,165 @@
+"""manifest.json: whose numbers a cache holds and by which rules; written first as "open", replaced as "complete"."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from betakd_cache.errors import CacheError
+from betakd_cache.feature_statistics import FeatureStatistics
+from betakd_cache.layout import FORMAT_NAME, FORMAT_VERSION, CacheRules, statistics_of
+from betakd_cache.token_rule import TokenRule
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a complete cache holds; `size_bytes` is that of its shards."""
+
+    num_samples: int = 0
+    num_tokens: int = 0
+    num_entries: int = 0
+    num_rejected: int = 0
+    num_shards: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Manifest:
+    """The identity and the rules of a cache, and, once it is complete, what it holds.
+
+    `files` are the sha256 of the journals and of rejected.parquet by name; what the journals list is hashed there.
+    """
+
+    identity: Mapping[str, Any]
+    rules: CacheRules
+    state: Literal["open", "complete"] = "open"
+    counts: Counts = field(default_factory=Counts)
+    feature_statistics: Mapping[str, FeatureStatistics] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def token_rule(self) -> TokenRule:
+        """Which entries of a token are kept."""
+        return self.rules.token_rule
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The tokenizer's real vocabulary; every id is below it."""
+        return self.rules.vocabulary_size
+
+    @property
+    def feature_sizes(self) -> Mapping[str, int]:
+        """Feature name -> D."""
+        return self.rules.feature_sizes
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The statistics held; an energy that needs another is refused by name."""
+        return statistics_of(self.rules)
+
+    def bound(self) -> dict[str, Any]:
+        """Everything two runs must agree on to share a cache, as plain JSON values."""
+        rules = self.rules
+        return {
+            "identity": self.identity,
+            "token_rule": rules.token_rule.to_json(),
+            "vocabulary_size": rules.vocabulary_size,
+            "feature_sizes": dict(rules.feature_sizes),
+            "logit_moments": rules.logit_moments,
+        }
+
+    def to_bytes(self) -> bytes:
+        """The content of manifest.json, the same for equal manifests."""
+        fields = {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            "state": self.state,
+            **self.bound(),
+            "statistics": list(self.statistics),
+            "counts": asdict(self.counts),
+            "feature_statistics": {name: value.to_json() for name, value in self.feature_statistics.items()},
+            "files": dict(self.files),
+        }
+        return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def plain_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity as it will be read back; raises CacheError where JSON cannot hold it."""
+    try:
+        return json.loads(json.dumps(identity, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CacheError(
+            f"the identity of a cache cannot be written as JSON ({error}); "
+            "give text, finite numbers, lists and mappings"
+        ) from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the cache at `path`; raises CacheError where there is none, or one of another format."""
+    if not path.exists():
+        raise CacheError(f"{path} does not exist; give the path of a cache, or write one with cache-teacher")
+    file = path / MANIFEST_NAME
+    if not file.is_file():
+        raise CacheError(f"{path} is not a cache, it has no {MANIFEST_NAME}; give the path of a cache")
+    try:
+        fields = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CacheError(f"{file} is damaged ({error}); restore it from a copy or write the cache again") from error
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT_NAME:
+        raise CacheError(f"{path} is not a cache, its {MANIFEST_NAME} is of another format; give the path of a cache")
+    if fields["format_version"] != FORMAT_VERSION:
+        raise CacheError(
+            f"{path} has cache format version {fields['format_version']}, this program reads version {FORMAT_VERSION}; "
+            "install the release of betakd-pipe that wrote it"
+        )
+    try:
+        return _from_fields(fields)
+    except (KeyError, TypeError) as error:
+        raise CacheError(f"{file} is damaged ({error!r}); restore it from a copy or write the cache again") from error
+
+
+def _from_fields(fields: Mapping[str, Any]) -> Manifest:
+    statistics = fields["feature_statistics"]
+    return Manifest(
+        identity=fields["identity"],
+        rules=CacheRules(
+            token_rule=TokenRule.from_json(fields["token_rule"]),
+            vocabulary_size=fields["vocabulary_size"],
+            feature_sizes=fields["feature_sizes"],
+            logit_moments=fields["logit_moments"],
+        ),
+        state=fields["state"],
+        counts=Counts(**fields["counts"]),
+        feature_statistics={name: FeatureStatistics.from_json(value) for name, value in statistics.items()},
+        files=fields["files"],
+    )
+
+
+def check_same(path: Path, stored: Manifest, wanted: Manifest) -> None:
+    """Nothing; raises CacheError naming the first thing in which a run differs from the cache at `path`."""
+    for key, ours, theirs in differences(stored.bound(), wanted.bound()):
+        name = key.removeprefix("identity.")
+        raise CacheError(
+            f"{path} was written with {name} = {ours}, this run has {theirs}; "
+            "use the cache's setting, write to another path, or overwrite the cache"
+        )
+
+
+def differences(left: Any, right: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted path, left value, right value) wherever two JSON values differ; "nothing" where a key is missing."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in dict.fromkeys((*left, *right)):
+            dotted = f"{path}.{key}" if path else key
+            if key in left and key in right:
+                yield from differences(left[key], right[key], dotted)
+            else:
+                yield dotted, _shown(left, key), _shown(right, key)
+    elif left != right:
+        yield path, json.dumps(left), json.dumps(right)
+
+
+def _shown(side: Mapping[str, Any], key: str) -> str:
+    return json.dumps(side[key]) if key in side else "nothing"

@@ -1,0 +1,168 @@
+"""Reading a cache: any samples in any order, at the speed of memory."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
+
+from betakd_cache.batch import CompactBatch
+from betakd_cache.errors import CacheError
+from betakd_cache.journal import ShardEntry, journal_paths, read_journal
+from betakd_cache.layout import RESERVED_COLUMNS, array_specs
+from betakd_cache.manifest import Manifest, read_manifest
+from betakd_cache.mapping import map_array
+from betakd_cache.record import TeacherRecord
+from betakd_cache.rows import read_rows
+
+MAX_OPEN_SHARDS = 2048  # about 17 maps each; Linux allows a process 65,530
+
+
+def open_cache(path: Path | str, *, allow_incomplete: bool = False) -> "TeacherCache":
+    """The cache at `path`, of which only the manifest and the journals have been read.
+
+    Raises CacheError where there is none, where it is damaged or of another format version, and where it is still being
+    written unless `allow_incomplete` asks for the committed shards.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest.state != "complete" and not allow_incomplete:
+        raise CacheError(
+            f"{path} is incomplete; run the command that writes it once more, it resumes, or allow an incomplete cache"
+        )
+    journals = [read_journal(journal) for journal in journal_paths(path)]
+    shards = [entry for content in journals for entry in content.shards]
+    if manifest.state == "complete" and len(shards) != manifest.counts.num_shards:
+        raise CacheError(
+            f"{path} has journals that list {len(shards)} shards, expected {manifest.counts.num_shards}; "
+            "restore it from a copy or write the cache again"
+        )
+    rejected = {sample_id: reason for content in journals for sample_id, reason in content.rejected.items()}
+    return TeacherCache(path, manifest, shards, rejected, allow_incomplete)
+
+
+class TeacherCache:
+    """A cache open for reading. Processes share it by its path: pickling it sends that, forking costs nothing."""
+
+    path: Path
+    manifest: Manifest
+    rejected: Mapping[str, str]
+    """Ids of the samples that could not be scored, with the reasons."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        shards: Sequence[ShardEntry],
+        rejected: Mapping[str, str],
+        allow_incomplete: bool,
+    ) -> None:
+        """Use `open_cache`."""
+        self.path, self.manifest, self.rejected = path, manifest, rejected
+        self._shards = tuple(shards)
+        self._allow_incomplete = allow_incomplete
+        self._specs = {spec.name: spec for spec in array_specs(manifest.rules)}
+        self._bounds = np.cumsum([0, *(entry.num_samples for entry in shards)])
+        self._open = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
+        self._shard_rows = functools.lru_cache(1)(self._read_shard_rows)
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(open_cache, allow_incomplete=self._allow_incomplete), (self.path,)
+
+    @functools.cached_property
+    def sample_ids(self) -> pa.StringArray:
+        """The ids of all samples in index order, an Arrow string array `[len]`."""
+        if not self._shards:
+            return pa.array([], pa.string())
+        return self.rows(["sample_id"])["sample_id"].combine_chunks()
+
+    def index_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The indices `[len(ids)]` of samples by id; one pass over the cache for all of them together.
+
+        Raises CacheError naming the first id the cache does not hold.
+        """
+        wanted = pa.array(ids, pa.string())
+        found = pc.index_in(wanted, value_set=self.sample_ids)
+        if found.null_count:
+            missing = wanted.filter(pc.is_null(found))
+            raise CacheError(
+                f"{self.path} does not hold sample {missing[0].as_py()!r} "
+                f"({len(missing)} of {len(wanted)} are missing); use the data it was written from, "
+                "or write a cache for these samples"
+            )
+        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The Parquet rows of all samples in index order, all columns or those named."""
+        table = read_rows((self._rows_path(entry) for entry in self._shards), columns)
+        missing = [name for name in columns or () if name not in table.column_names]
+        if missing and self._shards:
+            names = self._shard_rows(0).column_names
+            raise CacheError(f"{self.path} has no row column {missing[0]!r}; choose from {', '.join(names)}")
+        return table
+
+    def batch(self, indices: ArrayLike) -> CompactBatch:
+        """The samples of these indices, in this order, as stored. Raises IndexError for an index out of range."""
+        wanted = np.asarray(indices, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"indices reach from {wanted.min()} to {wanted.max()}, the cache has {len(self)} samples")
+        numbers = np.searchsorted(self._bounds, wanted, side="right") - 1
+        places = (wanted - self._bounds[numbers]).tolist()
+        shards = [self._open(number) for number in numbers.tolist()]
+        tokens = [shard["sample_ptr"][place : place + 2].tolist() for shard, place in zip(shards, places, strict=True)]
+        entries = [shard["entry_ptr"][place : place + 2].tolist() for shard, place in zip(shards, places, strict=True)]
+        ranges = {"sample": [(place, place + 1) for place in places], "token": tokens, "entry": entries}
+        arrays = {}
+        for name, spec in self._specs.items():
+            if spec.axis == "boundary":
+                continue
+            pieces = [shard[name][start:stop] for shard, (start, stop) in zip(shards, ranges[spec.axis], strict=True)]
+            arrays[name] = np.concatenate(pieces) if pieces else np.empty(spec.shape(0, 0, 0), spec.dtype)
+        return CompactBatch(arrays, _pointers(tokens), _pointers(entries))
+
+    def record(self, index: int) -> TeacherRecord:
+        """One sample as the teacher gave it, within the precision of the format."""
+        batch = self.batch([index])
+        number = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        row = self._shard_rows(number).slice(index - self._bounds[number], 1).to_pylist()[0]
+        return TeacherRecord(
+            sample_id=row["sample_id"],
+            token_ids=batch.token_ids(),
+            entry_counts=batch.arrays["tok_n"].astype(np.int64),
+            ids=batch.ids(),
+            gaps=batch.gaps(),
+            gold_gap=batch.float32("gold_gap"),
+            tail_lse=batch.float32("tail_lse"),
+            tail_energy=batch.float32("tail_energy"),
+            logit_max=batch.moment("logit_max"),
+            logit_mean=batch.moment("logit_mean"),
+            logit_std=batch.moment("logit_std"),
+            features={
+                name: batch.float32(f"features/{name}")[0]
+                for name in batch.feature_names()
+                if batch.arrays[f"present/{name}"][0]
+            },
+            row={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
+        )
+
+    def _map_shard(self, number: int) -> dict[str, NDArray[Any]]:
+        entry = self._shards[number]
+        return {name: map_array(self.path, entry, spec) for name, spec in self._specs.items()}
+
+    def _rows_path(self, entry: ShardEntry) -> Path:
+        return self.path / f"{entry.name}.parquet"
+
+    def _read_shard_rows(self, number: int) -> pa.Table:
+        return read_rows([self._rows_path(self._shards[number])], None)
+
+
+def _pointers(ranges: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """The running sum `[len + 1]` of the lengths of ranges."""
+    return np.cumsum([0, *(stop - start for start, stop in ranges)])

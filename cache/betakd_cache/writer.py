@@ -1,0 +1,223 @@
+"""Writing a cache: records in, committed shards out; what is committed survives anything.
+
+A shard is written under `.tmp-*`, synced, renamed to its final name, and then listed in the journal: only a listed
+shard exists. A writer that dies loses the records since its last commit and nothing else; the next one clears up.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from betakd_cache import files
+from betakd_cache.completion import complete_manifest
+from betakd_cache.encode import encode_arrays, encode_rows
+from betakd_cache.errors import CacheError
+from betakd_cache.journal import (
+    JOURNAL_NAME,
+    WHOLE,
+    Journal,
+    Part,
+    ShardEntry,
+    journal_name,
+    journal_paths,
+    read_journal,
+    shard_name,
+)
+from betakd_cache.layout import CacheRules
+from betakd_cache.manifest import MANIFEST_NAME, Manifest, check_same, plain_identity, read_manifest
+from betakd_cache.record import TeacherRecord, check_record
+from betakd_cache.rows import read_rows
+from betakd_cache.token_rule import TokenRule
+from betakd_cache.zarr_arrays import write_group
+
+MAX_SHARD_ENTRIES = 2**26  # an exact cache of a large vocabulary commits earlier than `shard_samples` says
+
+
+class CacheWriter:
+    """The open end of a cache: `append` or `reject` samples, then `complete`. Use it as a context manager."""
+
+    path: Path
+    stored: set[str]
+    """Ids that the cache holds or has rejected for good, over all parts as of `open`; pending records are not in it."""
+
+    def __init__(self, path: Path, rules: CacheRules, part: Part, shard_samples: int, journal: Journal) -> None:
+        """Use `open`."""
+        self.path = path
+        self._rules, self._part, self._shard_samples, self._journal = rules, part, shard_samples, journal
+        self._complete = read_manifest(path).state == "complete"
+        self._num_shards = len(journal.content.shards)
+        self._pending: dict[str, TeacherRecord] = {}
+        self._pending_entries = 0
+        self.stored = stored_ids(path)
+        self._clear_uncommitted(shard_name(part, self._num_shards))
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        identity: Mapping[str, Any],
+        token_rule: TokenRule,
+        vocabulary_size: int,
+        feature_sizes: Mapping[str, int],
+        logit_moments: bool = True,
+        shard_samples: int = 1024,
+        overwrite: bool = False,
+        part: Part = WHOLE,
+    ) -> Self:
+        """A writer for a new cache, or for an existing one of the same identity and rules, which it resumes.
+
+        `part` (i, n) lets n processes write disjoint samples into one cache; the last to complete completes the cache.
+        Raises CacheError where `path` holds another cache or something else, or where the part has a writer already.
+        """
+        path = Path(path)
+        if not 0 <= part[0] < part[1] or shard_samples < 1:
+            raise CacheError(
+                f"part is {part}, shard_samples {shard_samples}; give (i, n) with 0 <= i < n, and at least 1"
+            )
+        rules = CacheRules(token_rule, vocabulary_size, dict(feature_sizes), logit_moments)
+        wanted = Manifest(plain_identity(identity), rules)
+        if overwrite:
+            _remove_cache(path, part)
+        _check_place(path, wanted)
+        files.make_directory(path)
+        journal = Journal(path, part)
+        try:
+            temporary = path / f".tmp-{MANIFEST_NAME}-{part[0]}-of-{part[1]}"
+            if not files.create_whole(path / MANIFEST_NAME, temporary, wanted.to_bytes()):
+                check_same(path, read_manifest(path), wanted)
+            return cls(path, rules, part, shard_samples, journal)
+        except CacheError:
+            journal.close()
+            raise
+
+    def append(self, record: TeacherRecord) -> None:
+        """Take a record; every `shard_samples` of them are committed. Raises CacheError for what cannot be stored."""
+        self._check_new(record.sample_id)
+        check_record(record, self._rules)
+        self._pending[record.sample_id] = record
+        self._pending_entries += len(record.ids)
+        if len(self._pending) >= self._shard_samples or self._pending_entries >= MAX_SHARD_ENTRIES:
+            self.flush()
+
+    def reject(self, sample_id: str, reason: str) -> None:
+        """Note, for good, that a sample cannot be scored; it counts as stored when the cache is resumed."""
+        self._check_new(sample_id)
+        self._journal.append_rejected(sample_id, reason)
+        self.stored.add(sample_id)
+
+    def flush(self) -> None:
+        """Commit the pending records as a shard."""
+        if not self._pending:
+            return
+        name = shard_name(self._part, self._num_shards)
+        self._clear_uncommitted(name)
+        self._journal.append_shard(self._write_shard(name, list(self._pending.values())))
+        self._num_shards += 1
+        self.stored.update(self._pending)
+        self._pending.clear()
+        self._pending_entries = 0
+
+    def complete(self) -> bool:
+        """True if the cache is complete now; False while other parts of it are still being written."""
+        if self._complete:
+            return True
+        self.flush()
+        self._journal.append_complete()
+        paths = [self.path / journal_name((number, self._part[1])) for number in range(self._part[1])]
+        if all(path.exists() and read_journal(path).complete for path in paths):
+            complete_manifest(self.path, self._part)
+            self._complete = True
+        return self._complete
+
+    def close(self) -> None:
+        """Let go of the cache; pending records are lost unless `flush` came before."""
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self.close()
+
+    def _check_new(self, sample_id: str) -> None:
+        if self._complete:
+            raise CacheError(f"{self.path} is complete; write further samples to another cache and merge the two")
+        if sample_id in self.stored or sample_id in self._pending:
+            raise CacheError(f"{self.path} holds sample {sample_id!r} already; skip the ids in `stored`")
+
+    def _write_shard(self, name: str, records: list[TeacherRecord]) -> ShardEntry:
+        """The entry of a shard whose files are synced and under their final names."""
+        arrays, rows = encode_arrays(records, self._rules), encode_rows(records, self._rules)
+        temporary = self.path / f".tmp-{name}"
+        group, table = f"{name}.zarr", f"{name}.parquet"
+        files.make_directory(temporary)
+        written = {f"{group}/{key}": value for key, value in write_group(temporary / group, arrays).items()}
+        buffer = pa.BufferOutputStream()
+        pq.write_table(rows, buffer)
+        written[table] = files.write(temporary / table, buffer.getvalue())
+        files.sync([temporary / key for key in written])
+        directories = {parent for key in written for parent in Path(key).parents if parent.name}
+        files.sync([temporary / directory for directory in sorted(directories)])
+        files.rename(temporary / group, self.path / group)
+        files.rename(temporary / table, self.path / table)
+        files.remove(temporary)
+        files.sync([self.path])
+        return ShardEntry(name, len(records), len(arrays["token_ids"]), len(arrays["ids"]), written)
+
+    def _clear_uncommitted(self, name: str) -> None:
+        """Remove what an earlier writer left of the shard that comes next: only a listed shard exists."""
+        for path in (self.path / f".tmp-{name}", self.path / f"{name}.zarr", self.path / f"{name}.parquet"):
+            if path.exists():
+                files.remove(path)
+
+
+def stored_ids(path: Path) -> set[str]:
+    """The ids of all samples that the journals of a cache list as stored or rejected."""
+    stored: set[str] = set()
+    for content in map(read_journal, journal_paths(path)):
+        if content.shards:
+            tables = [path / f"{entry.name}.parquet" for entry in content.shards]
+            stored.update(read_rows(tables, ["sample_id"])["sample_id"].to_pylist())
+        stored.update(content.rejected)
+    return stored
+
+
+def _check_place(path: Path, wanted: Manifest) -> None:
+    """Nothing; raises CacheError unless `path` is free or holds a cache that `wanted` may resume."""
+    if (path / MANIFEST_NAME).exists():
+        check_same(path, read_manifest(path), wanted)
+    elif path.exists():
+        if not path.is_dir():
+            raise CacheError(f"{path} is a file, expected a folder for the cache; give another path")
+        for entry in path.iterdir():
+            if not entry.name.startswith(".tmp-") and not JOURNAL_NAME.fullmatch(entry.name):
+                raise CacheError(f"{path} holds {entry.name} and is not a cache; give a new or an empty folder")
+
+
+def _remove_cache(path: Path, part: Part) -> None:
+    """Delete the cache at `path`, if there is one and nobody writes it; anything else is left to `_check_place`."""
+    if part != WHOLE:
+        raise CacheError(f"part {part[0]} of {part[1]} cannot overwrite {path}; remove the cache, then start all parts")
+    if not (path / MANIFEST_NAME).exists():
+        return
+    read_manifest(path)  # what is not a cache is not overwritten either
+    with contextlib.ExitStack() as locks:
+        for journal in journal_paths(path):
+            try:
+                locks.callback(os.close, files.open_locked(journal))
+            except BlockingIOError as error:
+                raise CacheError(f"{path} is being written by another process; stop it before overwriting") from error
+        files.remove(path)

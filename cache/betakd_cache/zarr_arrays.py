@@ -1,0 +1,60 @@
+"""Zarr v3 metadata for raw arrays of one chunk each, and their chunk files.
+
+zarr-python could write these files, but neither with one fsync and hash per file nor without copies; it reads and
+checks them (tests). The data of an array lie at offset 0 of its one chunk file, followed by their crc32c.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from betakd_cache import files
+
+CRC_BYTES = 4
+
+
+def chunk_name(array_name: str, num_dimensions: int) -> str:
+    """The path, inside the group, of an array's one chunk: `ids/c/0`, `gap_top/c/0/0`."""
+    return "/".join([array_name, "c", *["0"] * num_dimensions])
+
+
+def write_group(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of every file of a new Zarr group at `path`, by its path inside the group."""
+    written = {}
+    for name in ["", *sorted({name.rpartition("/")[0] for name in arrays} - {""})]:
+        files.make_directory(path / name)
+        key = f"{name}/zarr.json".lstrip("/")
+        written[key] = files.write(path / key, _json({"attributes": {}, "zarr_format": 3, "node_type": "group"}))
+    for name, array in arrays.items():
+        chunk = chunk_name(name, array.ndim)
+        files.make_directory((path / chunk).parent)
+        metadata = _json(array_metadata(array.dtype, array.shape))
+        written[f"{name}/zarr.json"] = files.write(path / name / "zarr.json", metadata)
+        checksum = google_crc32c.value(array.tobytes())
+        written[chunk] = files.write(path / chunk, array, checksum.to_bytes(CRC_BYTES, "little"))
+    return written
+
+
+def array_metadata(dtype: np.dtype, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The zarr.json of an array whose single chunk holds all of it, with codecs bytes and crc32c."""
+    layout = {} if dtype.itemsize == 1 else {"configuration": {"endian": "little"}}
+    return {
+        "shape": list(shape),
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0.0 if dtype.kind == "f" else 0,
+        "codecs": [{"name": "bytes", **layout}, {"name": "crc32c"}],
+        "attributes": {},
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,84 @@
+"""What every energy is: a module from (StudentStatistics, TeacherTargets) to one number per token."""
+
+from torch import Tensor, nn
+
+from betakd_stages.energies.partition import Partition, make_partition
+from betakd_stages.errors import ConfigError
+from betakd_stages.statistics import Needs, StudentStatistics
+from betakd_stages.tail import Temperature
+from betakd_stages.targets import TeacherTargets
+
+
+class Energy(nn.Module):
+    """A discrepancy between teacher and student, `[N]`, unreduced, differentiable, zero where they agree.
+
+    A subclass says in `needs` which student statistics it reads and computes `discrepancy`; the options every energy
+    has are applied here. State that changes once per optimizer step changes in `advance`, never in `forward`.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        teacher_temperature: float | None = None,
+        student_temperature: float | None = None,
+        scale_by_squared_temperature: bool = False,
+        include_teacher_entropy: bool = False,
+        confidence_gate: float = 0.0,
+    ) -> None:
+        """`temperature` serves both sides unless one of them has its own.
+
+        `scale_by_squared_temperature` multiplies by teacher times student temperature. `include_teacher_entropy`
+        gives the expected energy under the teacher, E[l(onehot y, student)] with y drawn from the teacher.
+        `confidence_gate` is the power of the factor (p1 - p2)^power, p1 and p2 the teacher's two largest
+        probabilities at temperature 1; 0 is no gate.
+        """
+        super().__init__()
+        self.teacher_temperature = _positive("temperature", teacher_temperature or temperature)
+        self.student_temperature = _positive("temperature", student_temperature or temperature)
+        self.scale_by_squared_temperature = scale_by_squared_temperature
+        self.include_teacher_entropy = include_teacher_entropy
+        if confidence_gate < 0:
+            raise ConfigError(f"confidence_gate is {confidence_gate}: give a power of 0 (no gate) or more")
+        self.confidence_gate = confidence_gate
+
+    def needs(self, targets: TeacherTargets) -> Needs:
+        """The student statistics this energy reads at these tokens."""
+        return Needs(temperatures=(self.student_temperature,))
+
+    def discrepancy(self, statistics: StudentStatistics, targets: TeacherTargets) -> Tensor:
+        """The energy `[N]` before the options."""
+        raise NotImplementedError
+
+    def expected(self, discrepancy: Tensor, statistics: StudentStatistics, targets: TeacherTargets) -> Tensor:
+        """The expected energy under the teacher `[N]`: for divergences, the discrepancy plus the teacher's entropy."""
+        return discrepancy + targets.entropy(self.temperatures(statistics)[0]).to(discrepancy.dtype)
+
+    def temperatures(self, statistics: StudentStatistics) -> tuple[Temperature, Temperature]:
+        """The teacher's and the student's temperature."""
+        return self.teacher_temperature, self.student_temperature
+
+    def partition(self, statistics: StudentStatistics, targets: TeacherTargets) -> Partition:
+        """Both sides at this energy's temperatures."""
+        return make_partition(statistics, targets, *self.temperatures(statistics))
+
+    def forward(self, statistics: StudentStatistics, targets: TeacherTargets) -> Tensor:
+        """The energy of each token, `[N]`."""
+        energy = self.discrepancy(statistics, targets)
+        if self.include_teacher_entropy:
+            energy = self.expected(energy, statistics, targets)
+        if self.scale_by_squared_temperature:
+            teacher_temperature, student_temperature = self.temperatures(statistics)
+            energy = energy * teacher_temperature * student_temperature
+        if self.confidence_gate:
+            energy = energy * targets.margin().to(energy.dtype).clamp(min=0.0) ** self.confidence_gate
+        return energy
+
+    def advance(self, progress: float) -> None:
+        """Called once after each optimizer step with the fraction of the run that is done, 0 to 1."""
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ConfigError(f"{name} is {value}: give a number above 0")
+    return float(value)

@@ -1,0 +1,86 @@
+"""From full teacher logits to kept entries and a tail: what a cache record holds, computed exactly on any device."""
+
+import torch
+from torch import Tensor
+
+
+def truncate_logits(
+    logits: Tensor,
+    gold_ids: Tensor,
+    *,
+    top_k: int | None,
+    top_p: float | None,
+    top_p_temperature: float,
+    temperatures: tuple[float, ...],
+) -> dict[str, Tensor]:
+    """The columns of `TeacherTargets` of logits `[N, V]` and gold ids `[N]`, K being `top_k` or V.
+
+    One `topk`, no sort of the vocabulary (unless everything may be kept) and one masked copy of the logits.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    vocabulary_size = logits.shape[1]
+    width = vocabulary_size if top_k is None else min(top_k, vocabulary_size)
+    largest = logits.amax(dim=1)
+    relative = logits - largest.unsqueeze(1)
+    values, ids = relative.topk(width, dim=1)
+    gold_logit = relative.gather(1, gold_ids.unsqueeze(1)).squeeze(1)
+    ids, values = _with_gold(ids, values, gold_ids, gold_logit)
+    kept = _reaching(relative, ids, values, gold_ids, top_p, top_p_temperature)
+    ids, values, kept = _compact(ids, values, kept)
+    mean = logits.mean(dim=1)
+    # Not torch.std: it warns about a batch without tokens.
+    deviation = (logits - mean.unsqueeze(1)).square_().mean(dim=1).sqrt()
+    # Ids at padding repeat the first kept one, so masking them again changes nothing.
+    tail = relative.scatter_(1, torch.where(kept, ids, ids[:, :1]), -torch.inf)
+    tail_lse, tail_energy = _tail_columns(tail, temperatures)
+    return {
+        "ids": ids.masked_fill(~kept, 0),
+        "kept": kept,
+        "logits": values.masked_fill(~kept, -torch.inf),
+        "gold_logit": gold_logit,
+        "tail_lse": tail_lse,
+        "tail_energy": tail_energy,
+        "logit_max": largest,
+        "logit_mean": mean,
+        "logit_std": deviation,
+    }
+
+
+def _with_gold(ids: Tensor, values: Tensor, gold_ids: Tensor, gold_logit: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and logits `[N, K]` in which the gold entry stands last where it was not among the largest."""
+    missing = ~(ids == gold_ids.unsqueeze(1)).any(dim=1)
+    ids[:, -1] = torch.where(missing, gold_ids, ids[:, -1])
+    values[:, -1] = torch.where(missing, gold_logit, values[:, -1])
+    return ids, values
+
+
+def _reaching(
+    relative: Tensor, ids: Tensor, values: Tensor, gold_ids: Tensor, top_p: float | None, temperature: float
+) -> Tensor:
+    """Which of the entries `[N, K]` to keep: the smallest set that holds `top_p` of the mass, and the gold entry."""
+    if top_p is None:
+        return torch.ones_like(ids, dtype=torch.bool)
+    lse = torch.logsumexp(relative / temperature, dim=1, keepdim=True)
+    probabilities = torch.exp(values / temperature - lse)
+    mass_before = probabilities.cumsum(dim=1) - probabilities
+    return (mass_before < top_p) | (ids == gold_ids.unsqueeze(1))
+
+
+def _compact(ids: Tensor, values: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same columns `[N, K]` with the kept entries first, in their order."""
+    order = torch.argsort((~kept).to(torch.int8), dim=1, stable=True)
+    return ids.gather(1, order), values.gather(1, order), kept.gather(1, order)
+
+
+def _tail_columns(tail: Tensor, temperatures: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Logsumexp and mean energy `[N, M]` of logits `[N, V]` that are -inf outside the tail."""
+    energies = -tail.masked_fill(torch.isneginf(tail), 0.0)
+    tail_lse, tail_energy = [], []
+    for temperature in temperatures:
+        scaled = tail / temperature
+        lse = torch.logsumexp(scaled, dim=1)
+        # An empty tail has lse -inf; +inf in its place makes its probabilities 0 rather than NaN.
+        safe = lse.masked_fill(torch.isneginf(lse), torch.inf).unsqueeze(1)
+        tail_lse.append(lse)
+        tail_energy.append((scaled.sub_(safe).exp_() * energies).sum(dim=1))
+    return torch.stack(tail_lse, dim=1), torch.stack(tail_energy, dim=1)

@@ -1,0 +1,114 @@
+"""The rows of an ablation: one run and its scores; as row.json in the run folder, and as results.csv over all."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from betakd_pipe.ablate_spec import PlannedRun
+from betakd_pipe.run_folder import check_configuration
+from betakd_stages.files import write_atomically
+
+EVALUATION = "evaluation"
+ROW = "row.json"
+RESULTS = "results.csv"
+
+_BETA = re.compile("beta/[^/]+")  # not its quantiles, such as beta/fkl/q50
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One method with one seed. Accuracies and agreement in percent."""
+
+    method: str
+    seed: int
+    accuracy: float
+    accuracy_by_category: Mapping[str, float]
+    agreement: float | None
+    """Share of the teacher's answers that the student gives too; None without a reference."""
+    expected_calibration_error: float
+    metrics: Mapping[str, float]
+    """The final metrics of stage two."""
+    seconds: float
+    """Wall time of stage two in the session that finished it."""
+    run: Path
+    """The run folder; that of an identical run where this one was not needed."""
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """Percent on the validation data; None where none was named."""
+        return self.metrics.get("validation_accuracy")
+
+    @property
+    def betas(self) -> dict[str, float]:
+        """The final mean weight of each channel."""
+        means = {name: value for name, value in self.metrics.items() if _BETA.fullmatch(name)}
+        return {name.removeprefix("beta/"): value for name, value in means.items()}
+
+    def columns(self, out: Path) -> dict[str, Any]:
+        """The row of results.csv; `run` is relative to the folder `out`."""
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "accuracy": self.accuracy,
+            "validation_accuracy": self.validation_accuracy,
+            "agreement": self.agreement,
+            "ece": self.expected_calibration_error,
+            **{f"accuracy_{category}": value for category, value in self.accuracy_by_category.items()},
+            **{f"beta_{channel}": value for channel, value in self.betas.items()},
+            "seconds": round(self.seconds, 2),
+            "run": os.path.relpath(self.run, out),
+        }
+
+
+def result_row(run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str, float], seconds: float) -> ResultRow:
+    """The row of a run from the scores of its evaluation and the final metrics of stage two."""
+    return ResultRow(
+        method=run.method,
+        seed=run.seed,
+        accuracy=scores["accuracy"],
+        accuracy_by_category=scores["accuracy_by_category"],
+        agreement=scores.get("agreement"),
+        expected_calibration_error=scores["expected_calibration_error"],
+        metrics=metrics,
+        seconds=seconds,
+        run=run.folder,
+    )
+
+
+def write_row(run: PlannedRun, row: ResultRow) -> None:
+    """Write row.json into the run folder: from now on the run counts as done."""
+    values = asdict(row)
+    for name in ("method", "seed", "run"):  # the plan knows these, and the folder may be moved
+        del values[name]
+    write_atomically(run.folder / ROW, json.dumps(values, indent=2) + "\n")
+
+
+def read_row(run: PlannedRun) -> ResultRow | None:
+    """The row of a run that is done, None otherwise. Raises ConfigError where its folder holds another run."""
+    if not (run.folder / ROW).is_file():
+        return None
+    check_configuration(run.folder, run.settings)
+    check_configuration(run.folder / EVALUATION, run.evaluation)
+    values = json.loads((run.folder / ROW).read_text(encoding="utf-8"))
+    return ResultRow(method=run.method, seed=run.seed, run=run.folder, **values)
+
+
+def write_results(out: Path, rows: Sequence[ResultRow]) -> None:
+    """Write results.csv; a column is empty where a method has no such figure."""
+    records = [row.columns(out) for row in rows]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    for last in ("seconds", "run"):
+        if last in names:
+            names.append(names.pop(names.index(last)))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / RESULTS, text.getvalue())

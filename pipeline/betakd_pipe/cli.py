@@ -1,0 +1,265 @@
+"""The command `betakd-pipe`. Whatever is slow to import is imported inside the commands, so that --help is instant."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from betakd_pipe import __version__
+from betakd_pipe.cli_cache import cache_app
+from betakd_pipe.cli_options import Config, Debug, Set, comma_separated, examples
+
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="betakd-pipe",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cache_app, name="cache")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code of one call: 0, 1 (failed), 2 (something the user can mend) or 130 (interrupted).
+
+    Every error is printed as `betakd-pipe: ...` on stderr, without a traceback unless --debug is given.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    _show_warnings()
+    try:
+        code = app(given, prog_name="betakd-pipe", standalone_mode=False) or 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, message = _fault(error, debug)
+        for line in message.splitlines():
+            print(f"betakd-pipe: {line}", file=sys.stderr)
+    if code == EXIT_INTERRUPTED:
+        print("betakd-pipe: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
+    return int(code)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"betakd-pipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=examples("betakd-pipe demo --quick", "betakd-pipe distill --help"))
+def betakd_pipe(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Run a vision-language teacher once, then distil as many students as you like from its cache (Beta-KD)."""
+
+
+@app.command(
+    "cache-teacher",
+    epilog=examples(
+        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache",
+        "betakd-pipe cache-teacher --config cache.yaml --out cache --limit 100 --temperatures 0.5,1,2",
+        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
+    ),
+)
+def cache_teacher(
+    out: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    teacher: Annotated[str | None, typer.Option(help="Folder of the teacher.")] = None,
+    data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
+    temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the folder first.")] = False,
+    config: Config = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Stage one: run the teacher once and write what it says about every sample into a cache.
+
+    A second call goes on where the first was interrupted, or says that all is there.
+    """
+    from betakd_pipe import stage_runs
+    from betakd_pipe.config import load_settings
+    from betakd_pipe.progress import terminal_progress
+    from betakd_stages.settings import CacheTeacherSettings
+
+    flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
+    flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
+    settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
+    summary = stage_runs.cache_teacher(settings, out, overwrite=overwrite, progress=terminal_progress())
+    rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
+    print(
+        f"{out}: {summary.num_samples} samples ({summary.num_new} new{rejected}), {summary.num_tokens} tokens, "
+        f"{summary.size_bytes / 1e6:.2f} MB"
+    )
+
+
+@app.command(
+    epilog=examples(
+        "betakd-pipe distill --student student --cache cache --data digits:transfer --out run",
+        "betakd-pipe distill --config recipe.yaml --out run --energy fkl --energy cosine_probs --weighting instance",
+        "betakd-pipe distill --config recipe.yaml --out run --weighting fixed --set weighting.options.beta=3",
+        "betakd-pipe distill --config recipe.yaml --out run --energy ce  (labels only)",
+    )
+)
+def distill(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    student: Annotated[str | None, typer.Option(help="Folder of the student to start from.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder of the teacher cache.")] = None,
+    data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
+    energy: Annotated[list[str] | None, typer.Option(help="An energy by name; repeat for several; ce: none.")] = None,
+    feature: Annotated[list[str] | None, typer.Option(help="vision or prompt; repeat for both.")] = None,
+    weighting: Annotated[str | None, typer.Option(help="fixed, task or instance.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    cross_entropy_weight: Annotated[float | None, typer.Option(help="Weight of the labels.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Stage two: distil a student from a cache; the teacher itself is not needed any more.
+
+    A finished run is left alone; an interrupted one goes on from its last checkpoint.
+    """
+    from betakd_pipe import stage_runs
+    from betakd_pipe.config import load_settings
+    from betakd_pipe.progress import terminal_progress
+    from betakd_stages.settings import DistillSettings
+
+    flags: dict[str, Any] = {"student": student, "cache": cache, "data": data, "seed": seed}
+    flags["objective.energies"] = _energies(energy)
+    flags["objective.features"] = feature
+    flags["objective.cross_entropy_weight"] = cross_entropy_weight
+    flags["weighting.name"] = weighting
+    settings = load_settings(DistillSettings, config, flags, set_ or ())
+    if stage_runs.distillation_is_finished(settings, out):
+        print(f"{out}: already finished; nothing to do")
+        return
+    stages = stage_runs.load_stages()
+    summary = stage_runs.distill(settings, out, progress=terminal_progress(), stages=stages)
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary.final_metrics.items())
+    print(f"{out}: {summary.steps} steps; {metrics}")
+
+
+@app.command(
+    epilog=examples(
+        "betakd-pipe evaluate run --benchmark digits --out scores",
+        "betakd-pipe evaluate run --benchmark digits --out scores --reference teacher-scores",
+    )
+)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the scores and predictions.")],
+    benchmark: Annotated[str | None, typer.Option(help="NAME[:SPLIT][?key=value&...], such as digits.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The teacher's evaluation: adds agreement with it.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Answer a benchmark greedily and score the answers."""
+    from betakd_pipe import stage_runs
+    from betakd_pipe.config import flatten, load_settings
+    from betakd_pipe.progress import terminal_progress
+    from betakd_stages.settings import EvaluateSettings
+
+    flags = {"model": model, "benchmark": benchmark, "reference": reference}
+    settings = load_settings(EvaluateSettings, config, flags, set_ or ())
+    stages = stage_runs.load_stages()
+    scores = stage_runs.evaluate(settings, out, progress=terminal_progress(), stages=stages)
+    for name, value in flatten(scores).items():
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+@app.command(
+    epilog=examples(
+        "betakd-pipe ablate spec.yaml --cache cache --student student --data digits:transfer --out ablation",
+        "betakd-pipe ablate spec.yaml --out ablation --jobs 2 --set seeds=[0,1]",
+    )
+)
+def ablate(
+    spec: Annotated[Path, typer.Argument(help="YAML: seeds, methods, grid, tuning.")],
+    out: Annotated[Path, typer.Option(help="Folder of all runs and of results.csv.")],
+    student: Annotated[str | None, typer.Option(help="Folder of the student; {seed} is filled in.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder of the cache; {seed} is filled in.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data specification; {seed} is filled in.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: the cores.")] = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> int:
+    """Many runs from one cache, one table. Finished runs are kept, interrupted ones go on, failed ones are named."""
+    from betakd_pipe.ablate import Ablation, run_ablations
+    from betakd_pipe.ablate_spec import AblationSpec
+    from betakd_pipe.ablate_table import print_table
+    from betakd_pipe.config import load_settings
+    from betakd_pipe.progress import terminal_progress
+
+    flags = {"student": student, "cache": cache, "data": data}
+    settings = load_settings(AblationSpec, spec, flags, set_ or ())
+    (result,) = run_ablations([Ablation(settings, out)], jobs=jobs, progress=terminal_progress())
+    print_table(result.rows)
+    print(f"{out / 'results.csv'}: {len(result.rows)} rows")
+    for run, reason in result.failures.items():
+        print(f"betakd-pipe: {run} failed: {reason}", file=sys.stderr)
+    return EXIT_FAILED if result.failures else 0
+
+
+@app.command(epilog=examples("betakd-pipe demo", "betakd-pipe demo --out demo --seeds 0 --quick"))
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the report and of all runs.")] = Path("demo"),
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps: a look, not a result.")] = False,
+    debug: Debug = False,
+) -> int:
+    """Both stages on real handwritten digits, an ablation table and a report, in minutes on two cores."""
+    from betakd_pipe.demo import run_demo
+    from betakd_pipe.progress import terminal_progress
+
+    return run_demo(out, comma_separated("--seeds", seeds, int) or [], quick, terminal_progress()) or 0
+
+
+def _energies(names: list[str] | None) -> list[str] | None:
+    """The energies named by flags; `ce` alone stands for none, None for no flag."""
+    from betakd_stages.errors import ConfigError
+
+    if names and "ce" in names:
+        if len(names) > 1:
+            raise ConfigError(f"--energy ce means the labels alone; found {', '.join(names)}: leave out ce")
+        return []
+    return names
+
+
+def _fault(error: Exception, debug: bool) -> tuple[int, str]:
+    """Exit code and message of an error: the user's to mend, or a bug."""
+    from betakd_cache import CacheError
+    from betakd_stages.errors import UserError
+
+    if isinstance(error, typer.TyperException):
+        return EXIT_USER_ERROR, f"{error.format_message()} (betakd-pipe COMMAND --help shows the options)"
+    if isinstance(error, UserError | CacheError):
+        return EXIT_USER_ERROR, str(error)
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return EXIT_USER_ERROR, f"{error.filename}: {error.strerror}; check the path"
+    hint = "" if debug else "; --debug shows the traceback, log.txt of a run folder holds it too"
+    message = " ".join(str(error).split())
+    return EXIT_FAILED, f"bug or broken installation: {type(error).__name__}: {message}{hint}"
+
+
+class _WarningLines(logging.Handler):
+    """One line on stderr per warning."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"betakd-pipe: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+def _show_warnings() -> None:
+    root = logging.getLogger()
+    if not any(isinstance(handler, _WarningLines) for handler in root.handlers):
+        root.addHandler(_WarningLines(logging.WARNING))

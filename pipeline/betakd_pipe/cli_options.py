@@ -1,0 +1,31 @@
+"""What the commands share: options, and how examples look in --help."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from betakd_stages.errors import ConfigError
+
+Number = TypeVar("Number", int, float)
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags and --set win over it.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeat for more.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def examples(*lines: str) -> str:
+    """An epilog with one example per line, as the help renderer wants it."""
+    escaped = [line.replace("[", r"\[") for line in lines]
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in escaped)])
+
+
+def comma_separated(flag: str, text: str | None, number: Callable[[str], Number]) -> list[Number] | None:
+    """The numbers of `1,2,3`; None where the flag was not given. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        return [number(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{flag} {text}: expected numbers separated by commas, such as 1,2") from None

@@ -1,0 +1,59 @@
+"""The stages inside their run folders: each function here is one command, without the command line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from betakd_pipe.model_card import write_card
+from betakd_pipe.run_folder import CARD, MODEL, check_configuration, run_folder
+from betakd_stages.progress import Progress
+from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings
+
+if TYPE_CHECKING:
+    from betakd_stages.caching import CacheSummary
+    from betakd_stages.training import DistillSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The stage functions that work in run folders, so that a test can give its own."""
+
+    distill: Callable[..., Any]
+    evaluate: Callable[..., Any]
+
+
+def load_stages() -> Stages:
+    """The real stages; imports torch, which takes seconds."""
+    from betakd_stages.evaluation import evaluate
+    from betakd_stages.training import distill
+
+    return Stages(distill, evaluate)
+
+
+def cache_teacher(settings: CacheTeacherSettings, out: Path, *, overwrite: bool, progress: Progress) -> "CacheSummary":
+    """What is in the cache after stage one; the cache is its own record and needs no run folder."""
+    from betakd_stages.caching import cache_teacher as stage
+
+    return stage(settings, out, overwrite=overwrite, progress=progress)
+
+
+def distill(settings: DistillSettings, out: Path, *, progress: Progress, stages: Stages) -> "DistillSummary":
+    """What stage two ended with; resumes an interrupted run, and writes the model card last."""
+    with run_folder(out, settings) as folder:
+        summary: DistillSummary = stages.distill(settings, folder, progress=progress)
+        write_card(folder, settings, summary.final_metrics)
+    return summary
+
+
+def distillation_is_finished(settings: DistillSettings, out: Path) -> bool:
+    """Whether `out` holds this very run, ended. Raises ConfigError where it holds another."""
+    check_configuration(out, settings)
+    return (out / MODEL).is_dir() and (out / CARD).is_file()
+
+
+def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress, stages: Stages) -> dict[str, Any]:
+    """The scores of a model, as in `out`/scores.json; the stage knows whether they are there already."""
+    with run_folder(out, settings) as folder:
+        scores: dict[str, Any] = stages.evaluate(settings, folder, progress=progress)
+    return scores

@@ -1,0 +1,64 @@
+"""Stages that need no torch: what they do follows from the settings, and every call is noted beside the student."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from betakd_pipe.stage_runs import Stages
+from betakd_stages.errors import DataError
+from betakd_stages.progress import Progress
+from betakd_stages.settings import DistillSettings, EvaluateSettings
+
+VALIDATION_BY_BETA = {0.3: 70.0, 1.0: 80.0, 3.0: 90.0, 10.0: 90.0, 30.0: float("nan")}
+CALLS = "calls.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class FakeSummary:
+    """As betakd_stages.training.DistillSummary."""
+
+    steps: int
+    final_metrics: dict[str, float] = field(default_factory=dict)
+    already_finished: bool = False
+
+
+def load_fake_stages() -> Stages:
+    """Stages for run_ablations; a module-level function, so that worker processes can import it."""
+    return Stages(fake_distill, fake_evaluate)
+
+
+def fake_distill(settings: DistillSettings, out: Path, *, progress: Progress) -> FakeSummary:
+    """Fails for data `broken:` (the user's) and `bug:`; sleeps for `slow:`; otherwise writes model/."""
+    with (Path(settings.student) / CALLS).open("a", encoding="utf-8") as file:
+        file.write(f"{out}\n")
+    if settings.data.startswith("broken:"):
+        raise DataError("the data is broken: mend it")
+    if settings.data.startswith("bug:"):
+        raise ZeroDivisionError("a bug")
+    if settings.data.startswith("slow:"):
+        time.sleep(60)
+    beta = float(settings.weighting.options.get("beta", 1.0))
+    (out / "model").mkdir(exist_ok=True)
+    (out / "result.json").write_text(json.dumps({"seed": settings.seed, "beta": beta}), encoding="utf-8")
+    metrics = {"validation_accuracy": VALIDATION_BY_BETA[beta], "beta/fkl": beta, "beta/fkl/q50": beta}
+    return FakeSummary(settings.training.steps or 1, metrics)
+
+
+def fake_evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress) -> dict[str, Any]:
+    """Scores that tell seed and beta of the run."""
+    made = json.loads((Path(settings.model) / "result.json").read_text(encoding="utf-8"))
+    scores = {
+        "accuracy": 50.0 + 10 * made["seed"] + made["beta"],
+        "accuracy_by_category": {"even": 60.0, "which": 40.0},
+        "expected_calibration_error": 0.125,
+    }
+    (out / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    return scores
+
+
+def distilled(student: Path) -> list[str]:
+    """The folders that were distilled into, in the order of the calls."""
+    calls = student / CALLS
+    return calls.read_text(encoding="utf-8").splitlines() if calls.is_file() else []

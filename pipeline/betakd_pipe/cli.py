@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        code, message = _fault(error, debug)
+        code, message = fault(error, debug)
         for line in message.splitlines():
             print(f"betakd-pipe: {line}", file=sys.stderr)
     if code == EXIT_INTERRUPTED:
@@ -236,7 +236,7 @@ def _energies(names: list[str] | None) -> list[str] | None:
     return names
 
 
-def _fault(error: Exception, debug: bool) -> tuple[int, str]:
+def fault(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit code and message of an error: the user's to mend, or a bug."""
     from betakd_cache import CacheError
     from betakd_stages.errors import UserError

@@ -95,7 +95,7 @@ class DistillSettings(Settings):
     """Stage two."""
 
     student: str = Field(description="folder of the student, as saved by save_pretrained")
-    cache: str = Field(description="folder of the teacher cache")
+    cache: str | None = Field(default=None, description="folder of the teacher cache; none: labels only, no energies")
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
     validation: str | None = Field(default=None, description="data specification for validation after training")
     on_mismatch: Literal["stop", "drop"] = Field(
@@ -106,6 +106,12 @@ class DistillSettings(Settings):
     weighting: WeightingSettings = WeightingSettings()
     training: TrainingSettings = TrainingSettings()
     control: ControlSettings = ControlSettings()
+
+    @model_validator(mode="after")
+    def _cache_for_energies(self) -> "DistillSettings":
+        if self.cache is None and (self.objective.energies or self.objective.features or self.control.shuffle_records):
+            raise ValueError("energies, features or controls are named but no cache is given: name one (--cache DIR)")
+        return self
 
 
 class CacheTeacherSettings(Settings):

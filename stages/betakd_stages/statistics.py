@@ -13,6 +13,12 @@ from torch import Tensor
 from betakd_stages.errors import MismatchError
 from betakd_stages.tail import Temperature
 from betakd_stages.targets import TeacherTargets
+from betakd_stages.vocabulary_pass import VocabularyPass
+from betakd_stages.vocabulary_tiles import PassPlan
+
+SAVE_BYTES = 64 * 2**20
+ROW_CHUNK = 8192
+"""With a trainable head, more chunks cost: its gradient is streamed once for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Needs:
     """Which statistics an energy asks for; `|` is the union. Temperature 1 is always there, for the cross-entropy."""
 
     temperatures: tuple[float, ...] = (1.0,)
-    """Where the tail's logsumexp is wanted."""
+    """Where the tail's logsumexp is wanted, largest first."""
     learned: Mapping[object, Tensor] = field(default_factory=dict)
     """Temperatures per token, float `[N]`, that get a gradient, each under the energy that owns it."""
     tail_means: bool = False
@@ -43,7 +49,7 @@ class Needs:
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
-            temperatures=tuple(sorted({*self.temperatures, *other.temperatures, 1.0})),
+            temperatures=tuple(sorted({1.0, *map(float, (*self.temperatures, *other.temperatures))}, reverse=True)),
             learned={**self.learned, **other.learned},
             tail_means=self.tail_means or other.tail_means,
             moments=self.moments or other.moments,
@@ -123,10 +129,20 @@ class StudentStatistics:
 
 
 def student_statistics(
-    hidden: Tensor, head: Head, targets: TeacherTargets, needs: Needs | None = None
+    hidden: Tensor,
+    head: Head,
+    targets: TeacherTargets,
+    needs: Needs | None = None,
+    *,
+    save_bytes: int = SAVE_BYTES,
+    row_chunk: int = ROW_CHUNK,
+    tile_columns: int | None = None,
 ) -> StudentStatistics:
     """The student's statistics at the tokens of `targets`, differentiable in `hidden` `[N, D]` and the head.
 
+    Matrix products accumulate in float32 (float64 for float64 hidden states). `save_bytes` of logits may be kept for
+    the backward pass, which computes the rest again; `row_chunk` tokens go through the head at a time, `tile_columns`
+    of its rows at a time (None: by size). None of the three changes the result.
     Raises MismatchError where the head has fewer rows than the vocabulary has tokens.
     """
     needs = Needs() | (needs or Needs())
@@ -135,48 +151,35 @@ def student_statistics(
             f"the student's head has {head.weight.shape[0]} rows but the teacher's vocabulary has "
             f"{targets.vocabulary_size} tokens: use a student with the teacher's tokenizer"
         )
-    logits = _logits(hidden, head, targets.vocabulary_size)
-    kept = targets.kept
-    # Padding must not hit id 0: it gathers and masks the first kept entry a second time.
-    ids = torch.where(kept, targets.ids, targets.ids[:, :1])
-    tail = logits.scatter(1, ids, -torch.inf)
-    columns = [_lse(tail / _column_scale(temperature)) for temperature in needs.columns]
+    learned = tuple(needs.learned.values())
+    chunks = []
+    for start in range(0, max(1, len(hidden)), row_chunk):
+        rows = slice(start, start + row_chunk)
+        plan = PassPlan(
+            ids=targets.ids[rows],
+            kept=targets.kept[rows],
+            gold_ids=targets.gold_ids[rows],
+            vocabulary_size=targets.vocabulary_size,
+            logit_scale=head.logit_scale,
+            soft_cap=head.soft_cap,
+            temperatures=needs.temperatures,
+            tail_means=needs.tail_means,
+            moments=needs.moments,
+            tile_columns=tile_columns,
+            save_bytes=save_bytes * min(row_chunk, len(hidden)) // max(1, len(hidden)),
+        )
+        chunks.append(
+            VocabularyPass.apply(plan, hidden[rows], head.weight, head.bias, *(values[rows] for values in learned))
+        )
+    columns = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*chunks, strict=True)]
+    kept_logits, gold_logit, tail_lse, tail_mean, logit_mean, logit_variance = columns
     return StudentStatistics(
         needs=needs,
-        kept=kept,
-        kept_logits=logits.gather(1, ids).masked_fill(~kept, 0.0),
-        gold_logit=logits.gather(1, targets.gold_ids.unsqueeze(1)).squeeze(1),
-        tail_lse=torch.stack(columns, dim=1),
-        tail_mean=_tail_means(tail, needs) if needs.tail_means else None,
-        logit_mean=logits.mean(dim=1) if needs.moments else None,
-        logit_variance=logits.var(dim=1, correction=0) if needs.moments else None,
+        kept=targets.kept,
+        kept_logits=kept_logits,
+        gold_logit=gold_logit,
+        tail_lse=tail_lse,
+        tail_mean=tail_mean if needs.tail_means else None,
+        logit_mean=logit_mean if needs.moments else None,
+        logit_variance=logit_variance if needs.moments else None,
     )
-
-
-def _logits(hidden: Tensor, head: Head, vocabulary_size: int) -> Tensor:
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    logits = hidden.to(dtype) @ head.weight[:vocabulary_size].to(dtype).T
-    if head.bias is not None:
-        logits = logits + head.bias[:vocabulary_size].to(dtype)
-    logits = logits * head.logit_scale
-    return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
-
-
-def _lse(tail: Tensor) -> Tensor:
-    """Logsumexp `[N]` whose gradient is 0, not NaN, where every entry is -inf."""
-    empty = torch.isneginf(tail).all(dim=1)
-    return torch.logsumexp(tail.masked_fill(empty.unsqueeze(1), 0.0), dim=1).masked_fill(empty, -torch.inf)
-
-
-def _column_scale(temperature: Temperature) -> Temperature:
-    return temperature.unsqueeze(1) if isinstance(temperature, Tensor) else temperature
-
-
-def _tail_means(tail: Tensor, needs: Needs) -> Tensor:
-    with torch.no_grad():
-        finite = tail.masked_fill(torch.isneginf(tail), 0.0)
-        means = [
-            (torch.softmax(tail / _column_scale(temperature), dim=1).nan_to_num(0.0) * finite).sum(dim=1)
-            for temperature in needs.columns
-        ]
-    return torch.stack(means, dim=1)

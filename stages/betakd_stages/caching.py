@@ -1,0 +1,131 @@
+"""Stage one: run a teacher once over a sample set and write its cache. Interrupted, the same call resumes."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from betakd_cache import CacheWriter, TeacherRecord, TokenRule, read_manifest
+
+from betakd_stages.data import load_samples
+from betakd_stages.data.sample import Sample, SampleSet
+from betakd_stages.encoding import EncodedSample, Encoder
+from betakd_stages.errors import DataError
+from betakd_stages.models.loading import load_model
+from betakd_stages.progress import Progress
+from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teachers.hf import HuggingFaceTeacher
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSummary:
+    """What a call of stage one left behind."""
+
+    num_samples: int
+    num_new: int
+    num_rejected: int
+    num_tokens: int
+    size_bytes: int
+
+
+def cache_teacher(
+    settings: CacheTeacherSettings, out: Path, *, overwrite: bool = False, progress: Progress
+) -> CacheSummary:
+    """Score every sample that `out` does not hold yet and complete the cache.
+
+    Raises DataError where more than `settings.max_rejected` samples fail; what was scored by then is kept.
+    """
+    samples = load_samples(settings.data)
+    loaded = load_model(settings.teacher, settings.precision)
+    rule = TokenRule(
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        top_p_temperature=settings.top_p_temperature,
+        temperatures=settings.temperatures,
+        exact=settings.exact,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = HuggingFaceTeacher(loaded, rule, device)
+    with CacheWriter.open(
+        out,
+        identity={**teacher.identity(), "data": data_identity(samples)},
+        token_rule=rule,
+        vocabulary_size=teacher.vocabulary_size,
+        feature_sizes=teacher.feature_sizes,
+        shard_samples=settings.shard_samples,
+        overwrite=overwrite,
+    ) as writer:
+        wanted = samples[: settings.limit]
+        stored = writer.stored
+        missing = [sample for sample in wanted if sample.sample_id not in stored]
+        progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
+        try:
+            num_new = _score_all(missing, teacher, loaded.encoder, writer, settings, progress)
+        finally:
+            writer.flush()
+            progress.finish()
+        writer.complete()
+    manifest = read_manifest(out)
+    return CacheSummary(
+        num_samples=manifest.counts.num_samples,
+        num_new=num_new,
+        num_rejected=manifest.counts.num_rejected,
+        num_tokens=manifest.counts.num_tokens,
+        size_bytes=manifest.counts.size_bytes,
+    )
+
+
+def data_identity(samples: SampleSet) -> dict[str, Any]:
+    """What a cache remembers of the data it was made from."""
+    return {"specification": samples.specification, "fingerprint": samples.fingerprint, "num_samples": len(samples)}
+
+
+def _score_all(
+    missing: Sequence[Sample],
+    teacher: HuggingFaceTeacher,
+    encoder: Encoder,
+    writer: CacheWriter,
+    settings: CacheTeacherSettings,
+    progress: Progress,
+) -> int:
+    num_new = num_rejected = 0
+
+    def reject(sample_id: str, reason: str) -> None:
+        nonlocal num_rejected
+        num_rejected += 1
+        if num_rejected > settings.max_rejected:
+            raise DataError(
+                f"sample {sample_id}: {reason}. Mend it and run the same command again, or let "
+                f"--set max_rejected=N record and skip up to N such samples (now {settings.max_rejected})"
+            )
+        writer.reject(sample_id, reason)
+
+    for batch in _batches(missing, settings.batch_size):
+        encoded: list[EncodedSample] = []
+        for sample in batch:
+            try:
+                encoded.append(encoder.encode(sample))
+            except DataError as error:
+                reject(sample.sample_id, str(error))
+        scored = teacher.score(encoded) if encoded else None
+        by_id = {sample.sample_id: sample for sample in batch}
+        for record in scored.records if scored else ():
+            writer.append(_with_row(record, by_id[record.sample_id]))
+            num_new += 1
+        for sample_id, reason in (scored.rejected if scored else {}).items():
+            reject(sample_id, reason)
+        progress.advance(len(batch))
+    return num_new
+
+
+def _with_row(record: TeacherRecord, sample: Sample) -> TeacherRecord:
+    """The record with the sample's text hash and category in its Parquet row."""
+    row = {**record.row, "content_sha256": sample.content_sha256(), "category": sample.category}
+    return dataclasses.replace(record, row=row)
+
+
+def _batches(samples: Sequence[Sample], size: int) -> Iterator[Iterable[Sample]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]

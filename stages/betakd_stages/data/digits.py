@@ -1,0 +1,134 @@
+"""The embedded dataset: scikit-learn's 1,797 real handwritten digits as visual question answering. Nothing is downloaded.
+
+An image is a card of 16 x 16 pixels: one 8 x 8 digit at the top left or, for questions about two, one at the top left
+and one at the top right. Every question has pixel noise of its own. The splits share no digit image.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from betakd_stages.data.sample import LoadedImage, Sample, SampleSet, Turn
+from betakd_stages.data.specification import DataSpecification
+from betakd_stages.errors import DataError
+
+DIGIT_SIZE = 8
+CARD_SIZE = 2 * DIGIT_SIZE
+SPLITS = {"teacher": (0, 700), "transfer": (700, 1200), "validation": (1200, 1350), "test": (1350, 1797)}
+
+QUESTIONS = {
+    "which": "which digit is this ?",
+    "even": "is this digit even ?",
+    "greater": "is this digit greater than five ?",
+    "prime": "is this digit prime ?",
+    "sum": "what is the sum of the two digits ?",
+    "larger": "which of the two digits is larger ?",
+}
+TWO_DIGIT_TYPES = ("sum", "larger")
+OPTIONS: dict[str, Any] = {
+    "types": ("which", "even", "greater", "prime", "sum"),
+    "count": 0,
+    "seed": 0,
+    "pixel_noise": 0.25,
+    "label_noise": 0.0,
+    "noisy_types": (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DigitCard:
+    """A card drawn when it is needed; `second` is -1 where the card shows one digit."""
+
+    first: int
+    second: int
+    pixel_noise: float
+    noise_seed: tuple[int, ...]
+
+    def load(self) -> LoadedImage:
+        """The card: 16 x 16, RGB, with Gaussian pixel noise of standard deviation `pixel_noise` (1 = white)."""
+        images, _ = _digits()
+        card = np.zeros((CARD_SIZE, CARD_SIZE))
+        card[:DIGIT_SIZE, :DIGIT_SIZE] = images[self.first]
+        if self.second >= 0:
+            card[:DIGIT_SIZE, DIGIT_SIZE:] = images[self.second]
+        noise = np.random.default_rng(self.noise_seed).normal(0.0, self.pixel_noise, card.shape)
+        gray = np.round(np.clip(card + noise, 0.0, 1.0) * 255).astype(np.uint8)
+        return LoadedImage(Image.fromarray(gray).convert("RGB"), hashlib.sha256(gray.tobytes()).hexdigest())
+
+
+@cache
+def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All images [1797, 8, 8] in 0..1 and their digits [1797], in the fixed order that the splits cut."""
+    from sklearn.datasets import load_digits  # importing scikit-learn takes a second
+
+    images, digits = load_digits(return_X_y=True)
+    order = np.random.default_rng(20260321).permutation(len(digits))
+    return images[order].reshape(-1, DIGIT_SIZE, DIGIT_SIZE) / 16.0, digits[order].astype(np.int64)
+
+
+def load_digits_samples(specification: DataSpecification) -> SampleSet:
+    """The questions of one split.
+
+    Options: types (of question, joined by +), count (0: all; else so many, drawn by seed), seed (of pixel noise, pairs,
+    labels), pixel_noise, label_noise (share of wrong labels), noisy_types (types with label noise; none: all).
+    Raises DataError for an unknown split, type or share.
+    """
+    if specification.argument not in SPLITS:
+        raise DataError(f"digits has no split {specification.argument!r}: use one of {', '.join(SPLITS)}")
+    options = specification.typed_options(OPTIONS)
+    for name in (*options["types"], *options["noisy_types"]):
+        if name not in QUESTIONS:
+            raise DataError(f"digits has no question type {name!r}: use some of {', '.join(QUESTIONS)}, joined by +")
+    if not 0 <= options["label_noise"] <= 1:
+        raise DataError(f"label_noise is {options['label_noise']}: expected a share from 0 to 1")
+    first, last = SPLITS[specification.argument]
+    samples = [
+        _sample(specification.argument, index, question_type, options)
+        for index in range(first, last)
+        for question_type in options["types"]
+    ]
+    if options["count"] > len(samples) or options["count"] < 0:
+        raise DataError(f"count is {options['count']}: the split {specification.argument} has {len(samples)} questions")
+    if options["count"]:
+        order = np.random.default_rng((options["seed"], len(samples))).permutation(len(samples))
+        samples = [samples[position] for position in sorted(order[: options["count"]])]
+    return SampleSet(specification.canonical(), tuple(samples))
+
+
+def _sample(split: str, index: int, question_type: str, options: dict[str, Any]) -> Sample:
+    first, last = SPLITS[split]
+    noise_seed = (options["seed"], index, list(QUESTIONS).index(question_type))
+    generator = np.random.default_rng((*noise_seed, 1))
+    second = int(generator.integers(first, last)) if question_type in TWO_DIGIT_TYPES else -1
+    _, digits = _digits()
+    answer = true_answer(question_type, int(digits[index]), int(digits[second]))
+    noisy = not options["noisy_types"] or question_type in options["noisy_types"]
+    if noisy and generator.random() < options["label_noise"]:
+        others = [other for other in possible_answers(question_type) if other != answer]
+        answer = others[int(generator.integers(len(others)))]
+    return Sample(
+        sample_id=f"digits-{split}-{index:04d}-{question_type}",
+        image=DigitCard(index, second, options["pixel_noise"], noise_seed),
+        turns=(Turn(QUESTIONS[question_type], answer),),
+        category=question_type,
+    )
+
+
+def true_answer(question_type: str, first: int, second: int) -> str:
+    """The right answer about a digit, or about two."""
+    yes_no = {"even": first % 2 == 0, "greater": first > 5, "prime": first in (2, 3, 5, 7)}
+    if question_type in yes_no:
+        return "yes" if yes_no[question_type] else "no"
+    return str({"which": first, "sum": first + second, "larger": max(first, second)}[question_type])
+
+
+def possible_answers(question_type: str) -> list[str]:
+    """All answers that questions of this type can have."""
+    if question_type in ("even", "greater", "prime"):
+        return ["yes", "no"]
+    return [str(number) for number in range(19 if question_type == "sum" else 10)]

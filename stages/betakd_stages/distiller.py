@@ -1,0 +1,90 @@
+"""The module that is trained: the student, and beside it everything the objective learns."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from betakd_cache import Manifest
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from betakd_stages.cached_targets import CachedBatch, decode_batch, labels_only
+from betakd_stages.models.forward import AnswerRows, answer_rows
+from betakd_stages.objective import Objective, ObjectiveOutput
+from betakd_stages.statistics import Head
+
+
+class Distiller(nn.Module):
+    """A student and its objective under one roof, so that one wrapper (DDP, FSDP) sees every trained parameter.
+
+    They are saved apart: nothing of the objective ends up in the student's checkpoint.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, objective: Objective, vocabulary_size: int, manifest: Manifest | None
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self._vocabulary_size = vocabulary_size
+        self._manifest = manifest
+
+    def forward(self, batch: dict[str, Any]) -> ObjectiveOutput:
+        """The objective of a batch made by `dataset.make_collator`."""
+        rows = answer_rows(self.student, batch)
+        cached = self._cached(batch, rows)
+        head = self.student.get_output_embeddings()
+        return self.objective(
+            rows.hidden,
+            Head(head.weight, head.bias),
+            cached.targets,
+            student_features=rows.features,
+            teacher_features=cached.features,
+            feature_present={name: cached.present[name] & rows.present[name] for name in cached.present},
+        )
+
+    def _cached(self, batch: dict[str, Any], rows: AnswerRows) -> CachedBatch:
+        if self._manifest is None:
+            targets = labels_only(rows.gold_ids, rows.sample_index, len(batch["labels"]), self._vocabulary_size)
+            return CachedBatch(targets, {}, {})
+        cached = decode_batch(batch["teacher"], self._manifest, rows.gold_ids.device)
+        # The student's own labels: the same as the cache's, except where a control gives it other samples' records.
+        return dataclasses.replace(cached, targets=dataclasses.replace(cached.targets, gold_ids=rows.gold_ids))
+
+
+def freeze(student: PreTrainedModel, *, train_vision_tower: bool, train_projector: bool) -> None:
+    """Let gradients reach the language model, and the vision tower and projector only where asked."""
+    student.requires_grad_(True)
+    student.base_model.vision_tower.requires_grad_(train_vision_tower)
+    student.base_model.multi_modal_projector.requires_grad_(train_projector)
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that get a gradient."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's parameters and buffers to a safetensors file; tied ones are written once each."""
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}, path)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Restore what `save_weights` wrote."""
+    module.load_state_dict(load_file(path))
+
+
+def to_cpu(output: ObjectiveOutput) -> dict[str, torch.Tensor]:
+    """The figures of a batch worth logging, detached."""
+    return {
+        "objective": output.total.detach().cpu(),
+        "count": output.count.detach().cpu(),
+        "cross_entropy": output.cross_entropy.detach().cpu(),
+        "cross_entropy_weights": output.cross_entropy_weights.detach().cpu(),
+        "energies": output.energies.detach().cpu(),
+        "present": output.present.detach().cpu(),
+        "betas": output.betas.detach().cpu(),
+        "teacher_entropy": output.teacher_entropy.detach().cpu(),
+    }

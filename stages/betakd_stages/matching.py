@@ -1,0 +1,94 @@
+"""Whether a cache belongs to what the student sees: same tokenizer, prompts, samples, answers and images.
+
+The text is compared for every sample before training starts; images are compared when they are read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from betakd_cache import CompactBatch, TeacherCache
+from numpy.typing import NDArray
+
+from betakd_stages.data.sample import Sample, SampleSet
+from betakd_stages.encoding import Encoder
+from betakd_stages.errors import MismatchError
+
+CHUNK_SAMPLES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedSamples:
+    """The samples a student can learn from the cache, and where the cache holds them."""
+
+    samples: Sequence[Sample]
+    cache_indices: NDArray[np.int64]  # [S]
+    image_sha256: Sequence[str | None]  # [S], as the teacher saw them
+    num_dropped: int
+
+
+def match_cache(cache: TeacherCache, samples: SampleSet, encoder: Encoder, on_mismatch: str) -> MatchedSamples:
+    """The samples that cache and student agree on.
+
+    Raises MismatchError for another tokenizer or prompt template, always; for a sample that the cache lacks or whose
+    text or answer tokens differ, unless `on_mismatch` is "drop".
+    """
+    _check_encoder(cache, encoder)
+    known = set(cache.sample_ids.to_pylist())
+    reasons = {
+        sample.sample_id: "the cache holds no such sample" for sample in samples if sample.sample_id not in known
+    }
+    present = [sample for sample in samples if sample.sample_id not in reasons]
+    indices = cache.index_of([sample.sample_id for sample in present])
+    rows = cache.rows(["content_sha256", "image_sha256"])
+    content, images = rows.column("content_sha256").to_pylist(), rows.column("image_sha256").to_pylist()
+    for sample, index in zip(present, indices, strict=True):
+        if sample.content_sha256() != content[index]:
+            reasons[sample.sample_id] = "its question or answer differs from what the teacher was given"
+    for start in range(0, len(present), CHUNK_SAMPLES):
+        chunk = slice(start, start + CHUNK_SAMPLES)
+        _compare_answers(present[chunk], cache.batch(indices[chunk]), encoder, reasons)
+    if reasons and on_mismatch == "stop":
+        first = next(sample.sample_id for sample in samples if sample.sample_id in reasons)
+        raise MismatchError(
+            f"sample {first!r}: {reasons[first]} ({len(reasons)} of {len(samples)} samples differ; the cache was made "
+            f"from {cache.manifest.identity['data']['specification']!r}). Give the data the cache was made from, "
+            "or drop what differs with --on-mismatch drop"
+        )
+    agreed = [number for number, sample in enumerate(present) if sample.sample_id not in reasons]
+    if not agreed:
+        raise MismatchError(f"no sample of {samples.specification!r} is in the cache as the student sees it")
+    return MatchedSamples(
+        [present[number] for number in agreed],
+        np.asarray(indices)[agreed],
+        [images[indices[number]] for number in agreed],
+        len(reasons),
+    )
+
+
+def _check_encoder(cache: TeacherCache, encoder: Encoder) -> None:
+    own: dict[str, Any] = encoder.identity()
+    remedies = {
+        "tokenizer": "use a student with the teacher's tokenizer, or run the teacher again with another",
+        "prompt": "give the student the teacher's chat template, or run the teacher again",
+    }
+    for part, remedy in remedies.items():
+        for key, found in cache.manifest.identity[part].items():
+            if own[part][key] != found:
+                raise MismatchError(
+                    f"the student's {part} is not the one of the cache ({key}: {own[part][key]} against {found}): {remedy}"
+                )
+
+
+def _compare_answers(
+    samples: Sequence[Sample], batch: CompactBatch, encoder: Encoder, reasons: dict[str, str]
+) -> None:
+    cached = np.split(batch.token_ids(), batch.token_ptr[1:-1])
+    for sample, answer in zip(samples, cached, strict=True):
+        if sample.sample_id in reasons:
+            continue
+        _, labels = encoder.encode_text(sample)
+        own = labels[labels >= 0].numpy()
+        if not np.array_equal(own, answer):
+            reasons[sample.sample_id] = f"its answer is tokens {own.tolist()} here and {answer.tolist()} in the cache"

@@ -1,0 +1,1 @@
+"""Model folders: loading any supported family, and building tiny ones in a real architecture."""

@@ -1,0 +1,1 @@
+"""Teachers: whatever can say, per supervised token, how probable it finds every other token."""

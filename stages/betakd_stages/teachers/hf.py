@@ -1,0 +1,111 @@
+"""A teacher run by transformers: teacher-forced, its head applied to the answer rows only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from betakd_cache import TeacherRecord, TokenRule
+from torch import Tensor
+
+from betakd_stages.encoding import EncodedSample
+from betakd_stages.models.forward import AnswerRows, answer_rows
+from betakd_stages.models.loading import LoadedModel, weights_sha256
+from betakd_stages.targets import TeacherTargets
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a teacher made of a batch: records, and for samples without one the reason."""
+
+    records: list[TeacherRecord]
+    rejected: dict[str, str]
+
+
+class HuggingFaceTeacher:
+    """Scores samples with a model of transformers on one device."""
+
+    def __init__(self, loaded: LoadedModel, token_rule: TokenRule, device: torch.device) -> None:
+        self._loaded = loaded
+        self._model = loaded.model.to(device).eval().requires_grad_(False)
+        self._token_rule = token_rule
+        self._device = device
+        hidden_size = loaded.model.config.get_text_config().hidden_size
+        self.vocabulary_size = loaded.encoder.vocabulary_size
+        self.feature_sizes = {"vision": hidden_size, "prompt": hidden_size}
+
+    def identity(self) -> dict[str, Any]:
+        """What the cache must remember: the teacher's weights and how they were run, and its encoder's identity."""
+        config = self._loaded.model.config
+        teacher = {
+            "model_type": config.model_type,
+            "weights_sha256": weights_sha256(self._loaded.folder),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "backend": "hf",
+            "attention": str(config._attn_implementation),
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        }
+        return {"teacher": teacher, **self._loaded.encoder.identity()}
+
+    @torch.inference_mode()
+    def score(self, encoded: Sequence[EncodedSample]) -> Scored:
+        """The records of a batch; a sample with a NaN or infinite logit is rejected, the others are not harmed."""
+        batch = {name: value.to(self._device) for name, value in self._loaded.encoder.collate(encoded).items()}
+        rows = answer_rows(self._model, batch)
+        # Rows of the head beyond the tokenizer's real size are padding: nobody may give them probability.
+        logits = self._model.get_output_embeddings()(rows.hidden)[:, : self.vocabulary_size].float()
+        finite = logits.isfinite().all(dim=1)
+        bad = set(rows.sample_index[~finite].tolist())
+        targets = TeacherTargets.from_logits(
+            logits.nan_to_num(0.0, 0.0, 0.0),
+            rows.gold_ids,
+            top_k=None if self._token_rule.exact and self._token_rule.top_k >= self.vocabulary_size else self._token_rule.top_k,
+            top_p=None if self._token_rule.top_p == 1 else self._token_rule.top_p,
+            top_p_temperature=self._token_rule.top_p_temperature,
+            temperatures=self._token_rule.temperatures,
+            sample_index=rows.sample_index,
+            num_samples=len(encoded),
+        )
+        records = _records(targets, rows, encoded)
+        return Scored(
+            [record for index, record in enumerate(records) if index not in bad],
+            {encoded[index].sample_id: "the teacher's logits hold NaN or infinity" for index in sorted(bad)},
+        )
+
+
+def _records(targets: TeacherTargets, rows: AnswerRows, encoded: Sequence[EncodedSample]) -> list[TeacherRecord]:
+    """One record per sample of the batch, cut out of the batch's flat columns."""
+    tokens = torch.bincount(targets.sample_index, minlength=len(encoded)).tolist()
+    entries = torch.zeros(len(encoded), dtype=torch.int64, device=targets.ids.device)
+    entry_counts = targets.kept.sum(dim=1)
+    entries.scatter_add_(0, targets.sample_index, entry_counts)
+
+    def per_sample(values: Tensor, counts: list[int]) -> list[Any]:
+        return [part.numpy() for part in values.cpu().split(counts)]
+
+    by_token = {
+        "token_ids": targets.gold_ids,
+        "entry_counts": entry_counts,
+        "gold_gap": -targets.gold_logit,
+        "tail_lse": targets.tail_lse,
+        "tail_energy": targets.tail_energy,
+        "logit_max": targets.logit_max,
+        "logit_mean": targets.logit_mean,
+        "logit_std": targets.logit_std,
+    }
+    columns = {name: per_sample(values, tokens) for name, values in by_token.items() if values is not None}
+    columns["ids"] = per_sample(targets.ids[targets.kept], entries.tolist())
+    columns["gaps"] = per_sample(-targets.logits[targets.kept], entries.tolist())
+    features = {name: values.float().cpu().numpy() for name, values in rows.features.items()}
+    present = {name: values.tolist() for name, values in rows.present.items()}
+    return [
+        TeacherRecord(
+            sample_id=sample.sample_id,
+            features={name: values[index] for name, values in features.items() if present[name][index]},
+            row={"image_sha256": sample.image_sha256},
+            **{name: parts[index] for name, parts in columns.items()},
+        )
+        for index, sample in enumerate(encoded)
+    ]

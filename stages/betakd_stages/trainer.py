@@ -1,0 +1,136 @@
+"""transformers' Trainer with our objective inside."""
+
+import os
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from betakd_stages.distiller import Distiller, load_weights, save_weights, to_cpu, trained_parameters
+from betakd_stages.objective import require_finite
+from betakd_stages.progress import Progress
+from betakd_stages.settings import DistillSettings
+from betakd_stages.training_log import TrainingLog, summarise
+
+CHECKPOINT_COMPLETE = "complete"
+OBJECTIVE_FILE = "objective.safetensors"
+STUDENT_FILE = "student.safetensors"
+
+
+class DistillationTrainer(Trainer):
+    """Differs from the plain Trainer in the loss and its count, the optimizer's groups, clipping and checkpoints."""
+
+    # The loss is divided by the number of samples (or tokens) of the whole optimizer step: nothing is left to scale.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, distiller: Distiller, settings: DistillSettings, **arguments: Any) -> None:
+        super().__init__(model=distiller, **arguments)
+        self.distiller = distiller
+        self.settings = settings
+        self.figures: list[dict[str, Tensor]] = []
+        self.remove_callback(PrinterCallback)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """What the step's summed objective is divided by, over all accumulated batches and all processes."""
+        count = torch.zeros((), device=device)
+        for batch in batch_samples:
+            tokens = (batch["labels"][:, 1:] >= 0).sum(dim=1)
+            counted = tokens if self.settings.objective.reduction == "token" else tokens > 0
+            count += counted.sum().to(device)
+        if self.args.world_size > 1:
+            count = self.accelerator.reduce(count, reduction="sum")
+        return count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The batch's part of the step's mean objective. Raises MismatchError naming samples where it is not finite."""
+        output = model(inputs)
+        require_finite(output, inputs["sample_ids"])
+        self.figures.append(to_cpu(output))
+        assert num_items_in_batch is not None
+        # Data-parallel wrappers average gradients over processes; the count is already over all of them.
+        loss = output.total * self.args.world_size / num_items_in_batch
+        return (loss, output) if return_outputs else loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The student's groups (weight decay on matrices only) and the objective's own."""
+        if self.optimizer is None:
+            training, weighting = self.settings.training, self.settings.weighting
+            parameters = trained_parameters(self.distiller.student)
+            decayed = [parameter for parameter in parameters if parameter.ndim > 1]
+            plain = [parameter for parameter in parameters if parameter.ndim <= 1]
+            groups = [
+                {"params": decayed, "weight_decay": training.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+                *self.distiller.objective.parameter_groups(
+                    weighting_lr=weighting.learning_rate, lr=training.learning_rate, weight_decay=training.weight_decay
+                ),
+            ]
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip the student's gradients alone: a learned weight must not shrink the student's step."""
+        return self.accelerator.clip_grad_norm_(trained_parameters(self.distiller.student), self.args.max_grad_norm)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with (folder / CHECKPOINT_COMPLETE).open("w") as file:
+            os.fsync(file.fileno())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.distiller.student, folder / STUDENT_FILE)
+        save_weights(self.distiller.objective, folder / OBJECTIVE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_weights(self.distiller.student, folder / STUDENT_FILE)
+        load_weights(self.distiller.objective, folder / OBJECTIVE_FILE)
+
+
+class RunCallback(TrainerCallback):
+    """After each step: advance the objective, write metrics, show progress, ask for checkpoints."""
+
+    def __init__(self, trainer: DistillationTrainer, log: TrainingLog, progress: Progress) -> None:
+        self._trainer = trainer
+        self._log = log
+        self._progress = progress
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        training = self._trainer.settings.training
+        step, last = state.global_step, state.global_step == state.max_steps
+        self._trainer.distiller.objective.advance(step / state.max_steps)
+        # A row at every checkpoint too: a resumed run then starts a window where the uninterrupted one does.
+        at_checkpoint = step % training.checkpoint_every_steps == 0
+        if step % training.log_every_steps == 0 or at_checkpoint or last:
+            row = summarise(self._trainer.figures, self._trainer.distiller.objective.channels)
+            row["learning_rate"] = self._trainer._get_learning_rate()
+            self._trainer.figures.clear()
+            self._log.write(step, row)
+            self._progress.advance(0, objective=f"{row['objective']:.4f}")
+        self._progress.advance(1)
+        control.should_save = at_checkpoint and not last
+        return control
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{CHECKPOINT_COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+

@@ -1,0 +1,192 @@
+"""Stage two: a student learns from a cache alone. Interrupted, the same call resumes from the last checkpoint.
+
+The run folder gets metrics.jsonl, timings.jsonl, checkpoints/ while it trains; weighting.safetensors, result.json and
+model/ at the end. `model/` is renamed into place last: a run is finished when it exists.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from betakd_cache import Manifest, TeacherCache, open_cache
+from transformers import TrainingArguments, set_seed
+
+from betakd_stages.dataset import EncodedSamples, make_collator, shuffled_within_lengths
+from betakd_stages.data import load_samples
+from betakd_stages.distiller import Distiller, freeze, save_weights
+from betakd_stages.evaluation.benchmarks import exact_match
+from betakd_stages.evaluation.generation import greedy_answers
+from betakd_stages.evaluation.metrics import percent
+from betakd_stages.features import FeatureStatistics
+from betakd_stages.files import write_atomically
+from betakd_stages.matching import MatchedSamples, match_cache
+from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
+from betakd_stages.objective import Objective, build_objective
+from betakd_stages.progress import Progress
+from betakd_stages.settings import DistillSettings
+from betakd_stages.trainer import DistillationTrainer, RunCallback, last_checkpoint
+from betakd_stages.training_log import METRICS, TrainingLog, read_rows
+
+MODEL_FOLDER = "model"
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DistillSummary:
+    """What a call of stage two left behind."""
+
+    steps: int
+    final_metrics: dict[str, float]
+    already_finished: bool
+
+
+def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> DistillSummary:
+    """Train the student and save it to `out`/model; a finished run is left as it is.
+
+    Raises MismatchError, DataError, ModelError, ConfigError or CacheError before anything is written to `out` where
+    the inputs do not belong together.
+    """
+    if (out / MODEL_FOLDER).is_dir():
+        result = json.loads((out / RESULT).read_text(encoding="utf-8"))
+        return DistillSummary(result["steps"], result["metrics"], already_finished=True)
+    if settings.training.num_threads:
+        torch.set_num_threads(settings.training.num_threads)
+    set_seed(settings.seed)
+    samples = load_samples(settings.data)
+    cache = open_cache(Path(settings.cache)) if settings.cache else None
+    if cache is None:
+        matched = MatchedSamples(samples, torch.arange(len(samples)).numpy(), [], 0)
+    else:
+        matched = match_cache(cache, samples, load_encoder(settings.student), settings.on_mismatch)
+    student = load_model(settings.student)
+    freeze(
+        student.model,
+        train_vision_tower=settings.training.train_vision_tower,
+        train_projector=settings.training.train_projector,
+    )
+    objective = _build_objective(settings, student, cache.manifest if cache else None)
+    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
+    steps = _train(settings, distiller, student, cache, matched, out, progress)
+    metrics = {
+        key: value
+        for key, value in read_rows(out / METRICS)[-1].items()
+        if key != "step" and value is not None
+    }
+    metrics["num_dropped"] = matched.num_dropped
+    if settings.validation:
+        metrics["validation_accuracy"] = _validation_accuracy(student, settings.validation)
+    _finish(out, student, objective, steps, metrics)
+    return DistillSummary(steps, metrics, already_finished=False)
+
+
+def _build_objective(settings: DistillSettings, student: LoadedModel, manifest: Manifest | None) -> Objective:
+    teacher_features = {
+        name: FeatureStatistics(torch.from_numpy(held.mean).float(), torch.from_numpy(held.deviation).float())
+        for name, held in (manifest.feature_statistics if manifest else {}).items()
+    }
+    hidden_size = student.model.config.get_text_config().hidden_size
+    return build_objective(
+        energies=[(energy.name, energy.options) for energy in settings.objective.energies],
+        features=[feature.name for feature in settings.objective.features],
+        weighting=settings.weighting.name,
+        weighting_settings=settings.weighting.options,
+        ce_weight=settings.objective.cross_entropy_weight,
+        reduction=settings.objective.reduction,
+        teacher_features=teacher_features,
+        student_feature_sizes={"vision": hidden_size, "prompt": hidden_size},
+    )
+
+
+def _train(
+    settings: DistillSettings,
+    distiller: Distiller,
+    student: LoadedModel,
+    cache: TeacherCache | None,
+    matched: MatchedSamples,
+    out: Path,
+    progress: Progress,
+) -> int:
+    indices = matched.cache_indices
+    if settings.control.shuffle_records and cache is not None:
+        indices = shuffled_within_lengths(matched, cache, settings.seed)
+    dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256 if cache else None)
+    for index in range(min(len(dataset), 2 * settings.training.batch_size)):
+        dataset[index]  # an unreadable or foreign image shows before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(out / "checkpoints")
+    resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    trainer = DistillationTrainer(
+        distiller,
+        settings,
+        args=_training_arguments(settings, out),
+        train_dataset=dataset,
+        data_collator=make_collator(student.encoder, cache, indices),
+    )
+    trainer.add_callback(RunCallback(trainer, TrainingLog(out, resumed_step), progress))
+    progress.start("student", total=_num_steps(settings, len(dataset)), done=resumed_step)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.finish()
+    return trainer.state.global_step
+
+
+def _training_arguments(settings: DistillSettings, out: Path) -> TrainingArguments:
+    training = settings.training
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=training.steps or -1,
+        num_train_epochs=training.epochs or 1.0,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulation,
+        learning_rate=training.learning_rate,
+        warmup_steps=training.warmup,
+        lr_scheduler_type=training.schedule,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_gradient_norm,
+        bf16=training.precision == "bf16",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_strategy="no",
+        save_strategy="no",
+        save_total_limit=2,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def _num_steps(settings: DistillSettings, num_samples: int) -> int:
+    training = settings.training
+    if training.steps:
+        return training.steps
+    batches = math.ceil(num_samples / training.batch_size)
+    return math.ceil((training.epochs or 1.0) * math.ceil(batches / training.accumulation))
+
+
+def _validation_accuracy(student: LoadedModel, specification: str) -> float:
+    """The share of validation labels that the student answers word for word, in percent."""
+    samples = load_samples(specification)
+    answers = [
+        answer.text
+        for batch in greedy_answers(student, samples, batch_size=256, max_new_tokens=16)
+        for answer in batch
+    ]
+    return percent([exact_match(a, s.turns[0].answer) for a, s in zip(answers, samples, strict=True)])
+
+
+def _finish(out: Path, student: LoadedModel, objective: Objective, steps: int, metrics: dict[str, float]) -> None:
+    temporary = out / f".tmp-{MODEL_FOLDER}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    student.model.save_pretrained(temporary)
+    student.encoder.tokenizer.save_pretrained(temporary)
+    student.encoder.image_processor.save_pretrained(temporary)
+    save_weights(objective, out / "weighting.safetensors")
+    write_atomically(out / RESULT, json.dumps({"steps": steps, "metrics": metrics}, indent=2) + "\n")
+    temporary.rename(out / MODEL_FOLDER)
+    # Checkpoints serve only to resume, and hold the optimizer: several times the model's size.
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)

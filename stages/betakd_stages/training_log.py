@@ -1,0 +1,100 @@
+"""What a run writes while it trains: metrics.jsonl (the same bytes for the same seed) and timings.jsonl (times, memory)."""
+
+import json
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) -> dict[str, float | None]:
+    """One row of metrics over the batches since the last row; None where a figure is undefined.
+
+    Per channel: the energy and its product with beta (means over samples), beta's mean and quantiles, and the
+    correlation of log beta with the teacher's entropy, which is positive when the weighting collapses.
+    """
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([batch[name].double() for batch in figures])
+
+    row: dict[str, float | None] = {
+        "objective": float(sum(batch["objective"].double() for batch in figures))
+        / float(sum(batch["count"].double() for batch in figures)),
+        "cross_entropy": float(joined("cross_entropy").mean()),
+        "cross_entropy_weight": float(joined("cross_entropy_weights").mean()),
+        "teacher_entropy": float(joined("teacher_entropy").mean()),
+    }
+    energies, betas, entropy = joined("energies"), joined("betas"), joined("teacher_entropy")
+    present = torch.cat([batch["present"] for batch in figures])
+    for index, channel in enumerate(channels):
+        rows = present[:, index]
+        energy, beta = energies[rows, index], betas[rows, index]
+        if not len(beta):
+            continue
+        row[f"energy/{channel}"] = float(energy.mean())
+        row[f"weighted/{channel}"] = float((beta * energy).mean())
+        row[f"beta/{channel}"] = float(beta.mean())
+        for quantile in QUANTILES:
+            row[f"beta/{channel}/q{round(100 * quantile)}"] = float(torch.quantile(beta, quantile))
+        row[f"entropy_correlation/{channel}"] = correlation(beta.clamp(min=1e-30).log(), entropy[rows])
+    return row
+
+
+def correlation(left: Tensor, right: Tensor) -> float | None:
+    """Pearson's correlation of two float64 vectors; None where one of them is constant."""
+    left, right = left - left.mean(), right - right.mean()
+    scale = float(left.norm() * right.norm())
+    # Rounding leaves a trace of spread in a constant vector.
+    if min(float(left.abs().max()), float(right.abs().max())) < 1e-9 or scale == 0:
+        return None
+    return float(left @ right) / scale
+
+
+class TrainingLog:
+    """Appends rows to metrics.jsonl and timings.jsonl of a run folder."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        """Rows beyond `resumed_step` are dropped: they will be written again."""
+        self._folder = folder
+        for name in (METRICS, TIMINGS):
+            path = folder / name
+            rows = read_rows(path) if path.is_file() else []
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= resumed_step]
+            path.write_text("".join(kept), encoding="utf-8")
+        self._started = time.perf_counter()
+        self._step = resumed_step
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """Append one row; timings count from the row before."""
+        now = time.perf_counter()
+        timing = {
+            "step": step,
+            "seconds_per_step": round((now - self._started) / (step - self._step), 6),
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+        if torch.cuda.is_available():
+            timing["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+        self._append(METRICS, {"step": step, **row})
+        self._append(TIMINGS, timing)
+        self._started, self._step = now, step
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file; a last line cut off by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows

@@ -132,11 +132,7 @@ def test_a_missing_spec_of_an_ablation_is_named(capsys: pytest.CaptureFixture[st
     [
         (ConfigError("found a, expected b: do c"), 2, "found a, expected b: do c"),
         (CacheError("shard 3 is damaged; write it again"), 2, "shard 3 is damaged; write it again"),
-        (
-            FileNotFoundError(2, "No such file or directory", "x.json"),
-            2,
-            "x.json: No such file or directory; check the path",
-        ),
+        (FileNotFoundError(2, "No such file", "x.json"), 2, "x.json: No such file; check the path"),
         (
             ZeroDivisionError("division\nby zero"),
             1,

@@ -8,6 +8,7 @@ from betakd_cache.manifest import Manifest, read_manifest
 from betakd_cache.reader import TeacherCache, open_cache
 from betakd_cache.record import TeacherRecord
 from betakd_cache.token_rule import TokenRule
+from betakd_cache.verification import Verification, verify
 from betakd_cache.writer import CacheWriter
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "TeacherCache",
     "TeacherRecord",
     "TokenRule",
+    "Verification",
     "open_cache",
     "read_manifest",
+    "verify",
 ]

@@ -1,5 +1,6 @@
 """The last step of writing: what all shards hold together goes into the manifest."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +14,17 @@ import pyarrow.parquet as pq
 from betakd_cache import files
 from betakd_cache.errors import CacheError
 from betakd_cache.feature_statistics import FeatureStatistics
-from betakd_cache.journal import JournalContent, Part, ShardEntry, journal_paths, read_journal
+from betakd_cache.journal import (
+    Journal,
+    JournalContent,
+    Part,
+    ShardEntry,
+    clear_uncommitted,
+    journal_paths,
+    part_of,
+    read_journal,
+    shard_name,
+)
 from betakd_cache.layout import CacheRules, array_specs
 from betakd_cache.manifest import MANIFEST_NAME, Counts, read_manifest
 from betakd_cache.mapping import map_array
@@ -50,6 +61,15 @@ def complete_manifest(path: Path, part: Part) -> None:
         files={name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in [*journals, REJECTED_NAME]},
     )
     files.replace_whole(path / MANIFEST_NAME, temporary, complete.to_bytes())
+
+
+def clear_abandoned_parts(path: Path) -> None:
+    """Remove what killed writers of an earlier division into parts left; raises CacheError if one is still writing."""
+    for journal in journal_paths(path):
+        if not read_journal(journal).complete:
+            part = part_of(journal)
+            with contextlib.closing(Journal(path, part)) as abandoned:
+                clear_uncommitted(path, shard_name(part, len(abandoned.content.shards)))
 
 
 def _check_distinct(path: Path, shards: Sequence[ShardEntry]) -> None:

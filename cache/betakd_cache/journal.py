@@ -56,14 +56,17 @@ def shard_name(part: Part, number: int) -> str:
     return f"shard-{number:06d}" if part == WHOLE else f"shard-{part[0]}-of-{part[1]}-{number:06d}"
 
 
+def part_of(journal: Path) -> Part:
+    """The part whose journal this is."""
+    match = JOURNAL_NAME.fullmatch(journal.name)
+    assert match is not None, journal
+    return WHOLE if match[1] is None else (int(match[1]), int(match[2]))
+
+
 def journal_paths(cache_path: Path) -> list[Path]:
     """The journals of a cache: the whole one first, then parts in numerical order."""
-    found = []
-    for path in cache_path.iterdir():
-        if match := JOURNAL_NAME.fullmatch(path.name):
-            number, of = (int(group or 0) for group in match.groups())
-            found.append(((of, number), path))
-    return [path for _, path in sorted(found)]
+    journals = [path for path in cache_path.iterdir() if JOURNAL_NAME.fullmatch(path.name)]
+    return sorted(journals, key=lambda path: part_of(path)[::-1])
 
 
 def read_journal(path: Path) -> JournalContent:
@@ -101,6 +104,13 @@ def _shard_entry(fields: Mapping[str, Any]) -> ShardEntry:
         num_entries=fields["num_entries"],
         files={name: (size_bytes, sha256) for name, (size_bytes, sha256) in fields["files"].items()},
     )
+
+
+def clear_uncommitted(cache_path: Path, name: str) -> None:
+    """Remove what a dead writer left of the shard that comes next in its part: only a listed shard exists."""
+    for path in (cache_path / f".tmp-{name}", cache_path / f"{name}.zarr", cache_path / f"{name}.parquet"):
+        if path.exists():
+            files.remove(path)
 
 
 class Journal:

@@ -1,5 +1,9 @@
-"""manifest.json: whose numbers a cache holds and by which rules; written first as "open", replaced as "complete"."""
+"""manifest.json: whose numbers a cache holds and by which rules; written first as "open", replaced as "complete".
 
+Its last line holds the sha256 of all lines before, so that a damaged or hand-edited manifest is noticed.
+"""
+
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +16,7 @@ from betakd_cache.layout import FORMAT_NAME, FORMAT_VERSION, CacheRules, statist
 from betakd_cache.token_rule import TokenRule
 
 MANIFEST_NAME = "manifest.json"
+HASH_KEY = b'  "sha256": '
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,8 @@ class Manifest:
             "feature_statistics": {name: value.to_json() for name, value in self.feature_statistics.items()},
             "files": dict(self.files),
         }
-        return (json.dumps(fields, indent=2) + "\n").encode()
+        body = json.dumps(fields, indent=2).removesuffix("\n}").encode() + b",\n"
+        return body + _last_lines(body)
 
 
 def plain_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,21 +110,30 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_NAME
     if not file.is_file():
         raise CacheError(f"{path} is not a cache, it has no {MANIFEST_NAME}; give the path of a cache")
+    content = file.read_bytes()
     try:
-        fields = json.loads(file.read_bytes())
+        fields = json.loads(content)
     except ValueError as error:
         raise CacheError(f"{file} is damaged ({error}); restore it from a copy or write the cache again") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT_NAME:
         raise CacheError(f"{path} is not a cache, its {MANIFEST_NAME} is of another format; give the path of a cache")
-    if fields["format_version"] != FORMAT_VERSION:
+    version = fields.get("format_version")
+    if version != FORMAT_VERSION:
         raise CacheError(
-            f"{path} has cache format version {fields['format_version']}, this program reads version {FORMAT_VERSION}; "
+            f"{path} has cache format version {version}, this program reads version {FORMAT_VERSION}; "
             "install the release of betakd-pipe that wrote it"
         )
-    try:
-        return _from_fields(fields)
-    except (KeyError, TypeError) as error:
-        raise CacheError(f"{file} is damaged ({error!r}); restore it from a copy or write the cache again") from error
+    body = content[: content.rfind(HASH_KEY)]
+    if content != body + _last_lines(body):
+        raise CacheError(
+            f"{file} is damaged or was edited, its sha256 does not match; "
+            "restore it from a copy or write the cache again"
+        )
+    return _from_fields(fields)
+
+
+def _last_lines(body: bytes) -> bytes:
+    return HASH_KEY + f'"{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
 
 def _from_fields(fields: Mapping[str, Any]) -> Manifest:

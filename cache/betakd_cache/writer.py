@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from betakd_cache import files
-from betakd_cache.completion import complete_manifest
+from betakd_cache.completion import clear_abandoned_parts, complete_manifest
 from betakd_cache.encode import encode_arrays, encode_rows
 from betakd_cache.errors import CacheError
 from betakd_cache.journal import (
@@ -24,6 +24,7 @@ from betakd_cache.journal import (
     Journal,
     Part,
     ShardEntry,
+    clear_uncommitted,
     journal_name,
     journal_paths,
     read_journal,
@@ -55,7 +56,7 @@ class CacheWriter:
         self._pending: dict[str, TeacherRecord] = {}
         self._pending_entries = 0
         self.stored = stored_ids(path)
-        self._clear_uncommitted(shard_name(part, self._num_shards))
+        clear_uncommitted(path, shard_name(part, self._num_shards))
 
     @classmethod
     def open(
@@ -87,15 +88,15 @@ class CacheWriter:
             _remove_cache(path, part)
         _check_place(path, wanted)
         files.make_directory(path)
-        journal = Journal(path, part)
-        try:
+        with contextlib.ExitStack() as on_failure:
+            journal = Journal(path, part)
+            on_failure.callback(journal.close)
             temporary = path / f".tmp-{MANIFEST_NAME}-{part[0]}-of-{part[1]}"
             if not files.create_whole(path / MANIFEST_NAME, temporary, wanted.to_bytes()):
                 check_same(path, read_manifest(path), wanted)
-            return cls(path, rules, part, shard_samples, journal)
-        except CacheError:
-            journal.close()
-            raise
+            writer = cls(path, rules, part, shard_samples, journal)
+            on_failure.pop_all()
+        return writer
 
     def append(self, record: TeacherRecord) -> None:
         """Take a record; every `shard_samples` of them are committed. Raises CacheError for what cannot be stored."""
@@ -117,7 +118,7 @@ class CacheWriter:
         if not self._pending:
             return
         name = shard_name(self._part, self._num_shards)
-        self._clear_uncommitted(name)
+        clear_uncommitted(self.path, name)
         self._journal.append_shard(self._write_shard(name, list(self._pending.values())))
         self._num_shards += 1
         self.stored.update(self._pending)
@@ -132,6 +133,7 @@ class CacheWriter:
         self._journal.append_complete()
         paths = [self.path / journal_name((number, self._part[1])) for number in range(self._part[1])]
         if all(path.exists() and read_journal(path).complete for path in paths):
+            clear_abandoned_parts(self.path)
             complete_manifest(self.path, self._part)
             self._complete = True
         return self._complete
@@ -176,12 +178,6 @@ class CacheWriter:
         files.remove(temporary)
         files.sync([self.path])
         return ShardEntry(name, len(records), len(arrays["token_ids"]), len(arrays["ids"]), written)
-
-    def _clear_uncommitted(self, name: str) -> None:
-        """Remove what an earlier writer left of the shard that comes next: only a listed shard exists."""
-        for path in (self.path / f".tmp-{name}", self.path / f"{name}.zarr", self.path / f"{name}.parquet"):
-            if path.exists():
-                files.remove(path)
 
 
 def stored_ids(path: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """Resuming, parts, rejections and what a writer refuses."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tests.cache.records import IDENTITY, assert_equal_records, make_records, write_cache, writer_for
 
-from betakd_cache import CacheError, CacheWriter, TokenRule, open_cache
+from betakd_cache import CacheError, CacheWriter, TokenRule, open_cache, verify
 
 RULE = TokenRule(top_k=20, top_p=0.99)
 RECORDS = make_records(12, 300, RULE)
@@ -219,6 +220,21 @@ def test_the_cache_is_complete_only_with_its_last_part(tmp_path: Path) -> None:
         assert writer.stored == {"train/0"}
         assert writer.complete()
     assert len(open_cache(tmp_path / "cache")) == 1
+
+
+def test_remains_of_an_abandoned_division_into_parts_are_cleared_on_completion(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    with open_writer(path, part=(1, 4)) as writer:
+        for record in RECORDS[:2]:
+            writer.append(record)
+    with open_writer(path) as writer:
+        with contextlib.closing(open_writer(path, part=(1, 4))):
+            (path / ".tmp-shard-1-of-4-000001").mkdir()
+            with pytest.raises(CacheError, match=r"by another process \(part 1 of 4\)"):
+                writer.complete()
+        assert writer.complete()
+    assert len(open_cache(path)) == 2
+    assert verify(path).ok
 
 
 def test_a_sample_in_two_parts_is_found_when_the_cache_is_completed(tmp_path: Path) -> None:

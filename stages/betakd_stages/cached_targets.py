@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from betakd_cache import CompactBatch, Manifest
-from betakd_cache.codec import gap_table
-from betakd_cache.layout import NUM_EXACT_RANKS
 from numpy.typing import NDArray
 from torch import Tensor
 
+from betakd_cache import CompactBatch, Manifest
+from betakd_cache.codec import gap_table
+from betakd_cache.layout import NUM_EXACT_RANKS
 from betakd_stages.targets import TeacherTargets
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from betakd_cache import CacheWriter, TeacherRecord, TokenRule, read_manifest
 
+from betakd_cache import CacheWriter, TeacherRecord, TokenRule, read_manifest
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, SampleSet
 from betakd_stages.encoding import EncodedSample, Encoder

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from betakd_cache import TeacherCache
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from betakd_cache import TeacherCache
 from betakd_stages.data.sample import Sample
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import MismatchError
@@ -38,10 +38,13 @@ class EncodedSamples(Dataset):
         encoded = self._encoder.encode(self._samples[index])
         if self._image_sha256 is not None and encoded.image_sha256 != self._image_sha256[index]:
             raise MismatchError(
-                f"sample {encoded.sample_id!r}: its image is not the one the teacher saw (sha256 {encoded.image_sha256} "
-                f"against {self._image_sha256[index]}). Give the images the cache was made from, or run the teacher again"
+                f"sample {encoded.sample_id!r}: its image is not the one the teacher saw (sha256 "
+                f"{encoded.image_sha256} against {self._image_sha256[index]}). Give the images the cache was made from, "
+                "or run the teacher again"
             )
-        size_bytes = encoded.input_ids.nbytes * 2 + (encoded.pixel_values.nbytes if encoded.pixel_values is not None else 0)
+        size_bytes = encoded.input_ids.nbytes * 2 + (
+            encoded.pixel_values.nbytes if encoded.pixel_values is not None else 0
+        )
         if self._kept_bytes + size_bytes <= MEMORY_BYTES:
             self._kept[index] = encoded
             self._kept_bytes += size_bytes

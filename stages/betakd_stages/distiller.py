@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from betakd_cache import Manifest
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from betakd_cache import Manifest
 from betakd_stages.cached_targets import CachedBatch, decode_batch, labels_only
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.objective import Objective, ObjectiveOutput

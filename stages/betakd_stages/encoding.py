@@ -3,21 +3,23 @@
 B samples, L tokens, H and W pixels.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from betakd_stages.data.sample import Sample
-from betakd_stages.errors import DataError, ModelError
+from betakd_stages.data.sample import Sample, Turn
+from betakd_stages.errors import ModelError
 
 IGNORED = -100
+TEXTS_IN_MEMORY = 2**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.config = config
+        # Matching a cache and training both need the text of a sample; rendering and tokenising take a millisecond.
+        self._encode_turns = functools.lru_cache(TEXTS_IN_MEMORY)(self._encode_conversation)
 
     @property
     def vocabulary_size(self) -> int:
@@ -72,55 +76,58 @@ class Encoder:
             "image_processor": {"sha256": self._image_processor_sha256},
         }
 
-    @cached_property
+    @functools.cached_property
     def _tokenizer_sha256(self) -> str:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         special = sorted(map(str, self.tokenizer.all_special_tokens))
         return hashlib.sha256(json.dumps([vocabulary, special]).encode()).hexdigest()
 
-    @cached_property
+    @functools.cached_property
     def _image_processor_sha256(self) -> str:
         settings = {key: value for key, value in self.image_processor.to_dict().items() if "_type" not in key}
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
-    def segments(self, sample: Sample) -> list[tuple[str, bool]]:
+    def segments(self, turns: Sequence[Turn], has_image: bool) -> list[tuple[str, bool]]:
         """The conversation's text in order, each piece with whether it is supervised."""
         messages: list[dict[str, Any]] = []
         pieces: list[tuple[str, bool]] = []
         done = ""
-        for index, turn in enumerate(sample.turns):
-            image = [{"type": "image"}] if index == 0 and sample.image is not None else []
+        for index, turn in enumerate(turns):
+            image = [{"type": "image"}] if index == 0 and has_image else []
             messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.question}]})
             prompt = self._render(messages, add_generation_prompt=True)
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
             full = self._render(messages, add_generation_prompt=False)
             if not (full.startswith(prompt) and prompt.startswith(done)):
-                raise ModelError("the chat template rewrites earlier text when a turn is added: the answer mask is unsafe")
+                raise ModelError(
+                    "the chat template rewrites earlier text when a turn is added: the answer mask is unsafe"
+                )
             pieces += [(prompt[len(done) :], False), (full[len(prompt) :], True)]
             done = full
         return pieces
 
     def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
     def encode_text(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Input ids and labels, int64 [L] each; an answer's segment is supervised up to its end-of-sequence token."""
+        return self._encode_turns(sample.turns, sample.image is not None)
+
+    def _encode_conversation(self, turns: tuple[Turn, ...], has_image: bool) -> tuple[Tensor, Tensor]:
         ids: list[int] = []
         labels: list[int] = []
-        for text, supervised in self.segments(sample):
+        for text, supervised in self.segments(turns, has_image):
             piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             if not supervised:
                 piece = self._expand_image_token(piece)
-            cut = self._supervised_length(piece, sample) if supervised else 0
+            cut = self._supervised_length(piece) if supervised else 0
             ids += piece
             labels += piece[:cut] + [IGNORED] * (len(piece) - cut)
         return torch.tensor(ids), torch.tensor(labels)
 
-    def _supervised_length(self, piece: Sequence[int], sample: Sample) -> int:
+    def _supervised_length(self, piece: Sequence[int]) -> int:
         if self.tokenizer.eos_token_id not in piece:
-            raise DataError(f"sample {sample.sample_id}: the chat template closes no answer with the end token")
+            raise ModelError("the chat template closes an answer without the end-of-sequence token: mend the template")
         return piece.index(self.tokenizer.eos_token_id) + 1
 
     def _expand_image_token(self, piece: list[int]) -> list[int]:
@@ -151,17 +158,16 @@ class Encoder:
 
         B' counts the samples with an image, in order; has_image bool [B] tells which those are.
         """
-        length = max(len(sample.input_ids) for sample in encoded)
-        input_ids = torch.full((len(encoded), length), self.tokenizer.pad_token_id)
-        labels = torch.full((len(encoded), length), IGNORED)
-        attention_mask = torch.zeros((len(encoded), length), dtype=torch.int64)
-        for row, sample in enumerate(encoded):
-            size = len(sample.input_ids)
-            place = slice(0, size) if padding_side == "right" else slice(length - size, length)
-            input_ids[row, place] = sample.input_ids
-            labels[row, place] = sample.labels
-            attention_mask[row, place] = 1
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+        def padded(tensors: list[Tensor], value: int) -> Tensor:
+            return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=padding_side)
+
+        batch = {
+            "input_ids": padded([sample.input_ids for sample in encoded], self.tokenizer.pad_token_id),
+            # From lengths, never from `ids != pad`: the padding token may be the end token.
+            "attention_mask": padded([torch.ones_like(sample.input_ids) for sample in encoded], 0),
+            "labels": padded([sample.labels for sample in encoded], IGNORED),
+        }
         batch["has_image"] = torch.tensor([sample.pixel_values is not None for sample in encoded])
         pixels = [sample.pixel_values for sample in encoded if sample.pixel_values is not None]
         if pixels:

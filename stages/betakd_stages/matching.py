@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from betakd_cache import CompactBatch, TeacherCache
 from numpy.typing import NDArray
 
+from betakd_cache import CompactBatch, TeacherCache
 from betakd_stages.data.sample import Sample, SampleSet
 from betakd_stages.encoding import Encoder
 from betakd_stages.errors import MismatchError
@@ -81,9 +81,7 @@ def _check_encoder(cache: TeacherCache, encoder: Encoder) -> None:
                 )
 
 
-def _compare_answers(
-    samples: Sequence[Sample], batch: CompactBatch, encoder: Encoder, reasons: dict[str, str]
-) -> None:
+def _compare_answers(samples: Sequence[Sample], batch: CompactBatch, encoder: Encoder, reasons: dict[str, str]) -> None:
     cached = np.split(batch.token_ids(), batch.token_ptr[1:-1])
     for sample, answer in zip(samples, cached, strict=True):
         if sample.sample_id in reasons:

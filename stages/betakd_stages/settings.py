@@ -99,7 +99,8 @@ class DistillSettings(Settings):
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
     validation: str | None = Field(default=None, description="data specification for validation after training")
     on_mismatch: Literal["stop", "drop"] = Field(
-        default="stop", description="samples whose answers, text or image differ from the cache's: stop, or drop and count"
+        default="stop",
+        description="samples whose answers, text or image differ from the cache's: stop, or drop and count",
     )
     seed: int = 0
     objective: ObjectiveSettings = ObjectiveSettings(energies=(EnergySettings(name="fkl"),))

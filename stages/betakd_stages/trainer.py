@@ -1,7 +1,6 @@
 """transformers' Trainer with our objective inside."""
 
 import os
-
 from pathlib import Path
 from typing import Any
 
@@ -132,5 +131,3 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
     complete = [path.parent for path in folder.glob(f"checkpoint-*/{CHECKPOINT_COMPLETE}")]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-

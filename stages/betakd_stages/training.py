@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from betakd_cache import Manifest, TeacherCache, open_cache
 from transformers import TrainingArguments, set_seed
 
-from betakd_stages.dataset import EncodedSamples, make_collator, shuffled_within_lengths
+from betakd_cache import Manifest, TeacherCache, open_cache
 from betakd_stages.data import load_samples
+from betakd_stages.dataset import EncodedSamples, make_collator, shuffled_within_lengths
 from betakd_stages.distiller import Distiller, freeze, save_weights
 from betakd_stages.evaluation.benchmarks import exact_match
 from betakd_stages.evaluation.generation import greedy_answers
@@ -70,11 +70,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     objective = _build_objective(settings, student, cache.manifest if cache else None)
     distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
     steps = _train(settings, distiller, student, cache, matched, out, progress)
-    metrics = {
-        key: value
-        for key, value in read_rows(out / METRICS)[-1].items()
-        if key != "step" and value is not None
-    }
+    metrics = {key: value for key, value in read_rows(out / METRICS)[-1].items() if key != "step" and value is not None}
     metrics["num_dropped"] = matched.num_dropped
     if settings.validation:
         metrics["validation_accuracy"] = _validation_accuracy(student, settings.validation)
@@ -172,9 +168,7 @@ def _validation_accuracy(student: LoadedModel, specification: str) -> float:
     """The share of validation labels that the student answers word for word, in percent."""
     samples = load_samples(specification)
     answers = [
-        answer.text
-        for batch in greedy_answers(student, samples, batch_size=256, max_new_tokens=16)
-        for answer in batch
+        answer.text for batch in greedy_answers(student, samples, batch_size=256, max_new_tokens=16) for answer in batch
     ]
     return percent([exact_match(a, s.turns[0].answer) for a, s in zip(answers, samples, strict=True)])
 

@@ -19,7 +19,8 @@ def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) 
     """One row of metrics over the batches since the last row; None where a figure is undefined.
 
     Per channel: the energy and its product with beta (means over samples), beta's mean and quantiles, and the
-    correlation of log beta with the teacher's entropy, which is positive when the weighting collapses.
+    correlation of log beta with the teacher's entropy over the samples of a batch (mean over batches), which is
+    positive when the weighting collapses.
     """
 
     def joined(name: str) -> Tensor:
@@ -32,7 +33,7 @@ def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) 
         "cross_entropy_weight": float(joined("cross_entropy_weights").mean()),
         "teacher_entropy": float(joined("teacher_entropy").mean()),
     }
-    energies, betas, entropy = joined("energies"), joined("betas"), joined("teacher_entropy")
+    energies, betas = joined("energies"), joined("betas")
     present = torch.cat([batch["present"] for batch in figures])
     for index, channel in enumerate(channels):
         rows = present[:, index]
@@ -44,12 +45,22 @@ def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) 
         row[f"beta/{channel}"] = float(beta.mean())
         for quantile in QUANTILES:
             row[f"beta/{channel}/q{round(100 * quantile)}"] = float(torch.quantile(beta, quantile))
-        row[f"entropy_correlation/{channel}"] = correlation(beta.clamp(min=1e-30).log(), entropy[rows])
+        correlations = [_entropy_correlation(batch, index) for batch in figures]
+        defined = [value for value in correlations if value is not None]
+        row[f"entropy_correlation/{channel}"] = sum(defined) / len(defined) if defined else None
     return row
 
 
+def _entropy_correlation(batch: Mapping[str, Tensor], channel: int) -> float | None:
+    rows = batch["present"][:, channel]
+    log_beta = batch["betas"][rows, channel].double().clamp(min=1e-30).log()
+    return correlation(log_beta, batch["teacher_entropy"][rows].double())
+
+
 def correlation(left: Tensor, right: Tensor) -> float | None:
-    """Pearson's correlation of two float64 vectors; None where one of them is constant."""
+    """Pearson's correlation of two float64 vectors; None where one of them is constant or has fewer than two numbers."""
+    if len(left) < 2:
+        return None
     left, right = left - left.mean(), right - right.mean()
     scale = float(left.norm() * right.norm())
     # Rounding leaves a trace of spread in a constant vector.

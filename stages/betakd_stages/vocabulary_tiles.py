@@ -56,7 +56,9 @@ class Tiles:
         self._buffers: dict[str, Tensor] = {}
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """First and last-plus-one column of each tile."""
+        """First and last-plus-one column of each tile; no tile where there are no tokens."""
+        if self.num_tokens == 0:
+            return
         for start in range(0, self.plan.vocabulary_size, self.columns):
             yield start, min(start + self.columns, self.plan.vocabulary_size)
 
@@ -64,10 +66,14 @@ class Tiles:
         """Zeros in the dtype of the logits."""
         return torch.zeros(shape, dtype=self.dtype, device=self.hidden.device)
 
+    def empty(self, *shape: int) -> Tensor:
+        """Memory in the dtype of the logits."""
+        return torch.empty(shape, dtype=self.dtype, device=self.hidden.device)
+
     def buffer(self, name: str, size: int) -> Tensor:
         """A flat buffer, the same memory at every call."""
         if name not in self._buffers:
-            self._buffers[name] = self.zeros(self.num_tokens * self.columns + 1)
+            self._buffers[name] = self.empty(self.num_tokens * self.columns + 1)
         return self._buffers[name][:size]
 
     def scratch(self, tile: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class Tiles:
 
     def view(self, flat: Tensor) -> Tensor:
         """The tile `[N, W]` of a flat tile."""
-        return flat[:-1].view(self.num_tokens, (len(flat) - 1) // max(1, self.num_tokens))
+        return flat[:-1].view(self.num_tokens, -1)
 
     def tile_bytes(self, start: int, stop: int) -> int:
         """Size of a flat tile in memory."""
@@ -89,7 +95,7 @@ class Tiles:
     def logits(self, start: int, stop: int, fresh: bool = False) -> Tensor:
         """The logits of a tile, flat, in memory of their own where `fresh`."""
         size = self.num_tokens * (stop - start) + 1
-        flat = self.zeros(size) if fresh else self.buffer("logits", size)
+        flat = self.empty(size) if fresh else self.buffer("logits", size)
         tile = self.view(flat)
         self.multiply(self.operand, self.weight_tile(start, stop).T, out=tile)
         if self.bias is not None:
@@ -130,9 +136,10 @@ class InputGradients:
         self.hidden = tiles.zeros(*tiles.hidden.shape) if needed[0] else None
         self.weight = torch.empty_like(weight) if needed[1] else None
         self.bias = torch.empty_like(bias) if needed[2] and bias is not None else None
+        num_written = tiles.plan.vocabulary_size if tiles.num_tokens else 0
         for gradient in (self.weight, self.bias):
             if gradient is not None:
-                gradient[tiles.plan.vocabulary_size :] = 0.0
+                gradient[num_written:] = 0.0
 
     def add(self, start: int, stop: int, tile: Tensor, gradient: Tensor) -> None:
         """Adds what a tile `[N, W]` contributes, given the gradient at its logits, which is overwritten."""
@@ -152,7 +159,7 @@ class InputGradients:
             if rows.dtype == tiles.dtype:
                 tiles.multiply(operand.T, tiles.operand, out=rows)
             else:
-                rows.copy_(tiles.multiply(operand.T, tiles.operand, out=tiles.zeros(*rows.shape)))
+                rows.copy_(tiles.multiply(operand.T, tiles.operand, out=tiles.empty(*rows.shape)))
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of (hidden, weight, bias) in their dtypes."""

@@ -1,7 +1,7 @@
 """Data specifications: one string that names a source, an argument (a split or a file) and options.
 
-    digits:transfer?label_noise=0.3&noisy_types=which+even&seed=1
-    llava:train.json?images=photos
+digits:transfer?label_noise=0.3&noisy_types=which+even&seed=1
+llava:train.json?images=photos
 """
 
 from collections.abc import Mapping

@@ -46,7 +46,9 @@ def answer_rows(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> AnswerRo
     features = {"prompt": prompt}
     present = {"prompt": torch.ones(len(labels), dtype=torch.bool, device=labels.device)}
     if outputs.image_hidden_states is not None:
-        images = outputs.image_hidden_states.reshape(len(batch["pixel_values"]), -1, outputs.image_hidden_states.shape[-1])
+        images = outputs.image_hidden_states.reshape(
+            len(batch["pixel_values"]), -1, outputs.image_hidden_states.shape[-1]
+        )
         pooled = images.mean(dim=1)
         features["vision"] = pooled.new_zeros(len(labels), pooled.shape[-1]).masked_scatter(
             batch["has_image"][:, None], pooled

@@ -34,7 +34,9 @@ def model_folder(path: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if not folder.is_dir():
-        raise ModelError(f"model folder {path} does not exist: give a folder written by save_pretrained, or a run folder")
+        raise ModelError(
+            f"model folder {path} does not exist: give a folder written by save_pretrained, or a run folder"
+        )
     if (folder / "config.yaml").is_file():
         raise ModelError(f"run folder {path} has no model/: the run is not finished, run the same command again first")
     raise ModelError(f"{path} holds no config.json: expected a folder written by save_pretrained, or a run folder")

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import transformers
-from betakd_cache import TeacherRecord, TokenRule
 from torch import Tensor
 
+from betakd_cache import TeacherRecord, TokenRule
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.models.loading import LoadedModel, weights_sha256
@@ -61,7 +61,9 @@ class HuggingFaceTeacher:
         targets = TeacherTargets.from_logits(
             logits.nan_to_num(0.0, 0.0, 0.0),
             rows.gold_ids,
-            top_k=None if self._token_rule.exact and self._token_rule.top_k >= self.vocabulary_size else self._token_rule.top_k,
+            top_k=None
+            if self._token_rule.exact and self._token_rule.top_k >= self.vocabulary_size
+            else self._token_rule.top_k,
             top_p=None if self._token_rule.top_p == 1 else self._token_rule.top_p,
             top_p_temperature=self._token_rule.top_p_temperature,
             temperatures=self._token_rule.temperatures,

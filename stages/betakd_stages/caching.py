@@ -1,7 +1,7 @@
 """Stage one: run a teacher once over a sample set and write its cache. Interrupted, the same call resumes."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,6 @@ def _with_row(record: TeacherRecord, sample: Sample) -> TeacherRecord:
     return dataclasses.replace(record, row=row)
 
 
-def _batches(samples: Sequence[Sample], size: int) -> Iterator[Iterable[Sample]]:
+def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
     for start in range(0, len(samples), size):
         yield samples[start : start + size]

@@ -39,8 +39,8 @@ class EncodedSamples(Dataset):
         if self._image_sha256 is not None and encoded.image_sha256 != self._image_sha256[index]:
             raise MismatchError(
                 f"sample {encoded.sample_id!r}: its image is not the one the teacher saw (sha256 "
-                f"{encoded.image_sha256} against {self._image_sha256[index]}). Give the images the cache was made from, "
-                "or run the teacher again"
+                f"{encoded.image_sha256} against {self._image_sha256[index]}). Give the images the cache was made "
+                "from, or run the teacher again"
             )
         size_bytes = encoded.input_ids.nbytes * 2 + (
             encoded.pixel_values.nbytes if encoded.pixel_values is not None else 0
@@ -54,7 +54,7 @@ class EncodedSamples(Dataset):
 def make_collator(
     encoder: Encoder, cache: TeacherCache | None, cache_indices: NDArray[np.int64] | None
 ) -> Callable[[list[tuple[int, EncodedSample]]], dict[str, Any]]:
-    """The function that makes a batch: the encoder's tensors, sample_ids, and the cache's compact bytes as `teacher`."""
+    """The function that makes a batch: the encoder's tensors, sample_ids, and the cache's bytes as `teacher`."""
 
     def collate(items: list[tuple[int, EncodedSample]]) -> dict[str, Any]:
         batch: dict[str, Any] = encoder.collate([encoded for _, encoded in items])

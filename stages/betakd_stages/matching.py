@@ -77,7 +77,8 @@ def _check_encoder(cache: TeacherCache, encoder: Encoder) -> None:
         for key, found in cache.manifest.identity[part].items():
             if own[part][key] != found:
                 raise MismatchError(
-                    f"the student's {part} is not the one of the cache ({key}: {own[part][key]} against {found}): {remedy}"
+                    f"the student's {part} is not the one of the cache ({key}: {own[part][key]} against {found}): "
+                    + remedy
                 )
 
 

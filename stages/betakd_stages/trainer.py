@@ -74,7 +74,7 @@ class DistillationTrainer(Trainer):
                     weighting_lr=weighting.learning_rate, lr=training.learning_rate, weight_decay=training.weight_decay
                 ),
             ]
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -84,12 +84,16 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self._checkpoints() / f"checkpoint-{self.state.global_step}"
         with (folder / CHECKPOINT_COMPLETE).open("w") as file:
             os.fsync(file.fileno())
 
+    def _checkpoints(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir) if output_dir else self._checkpoints()
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.distiller.student, folder / STUDENT_FILE)
         save_weights(self.distiller.objective, folder / OBJECTIVE_FILE)

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl (the same bytes for the same seed) and timings.jsonl (times, memory)."""
+"""What a run writes while it trains: metrics.jsonl (same bytes for the same seed), timings.jsonl (times, memory)."""
 
 import json
 import resource
@@ -58,7 +58,7 @@ def _entropy_correlation(batch: Mapping[str, Tensor], channel: int) -> float | N
 
 
 def correlation(left: Tensor, right: Tensor) -> float | None:
-    """Pearson's correlation of two float64 vectors; None where one of them is constant or has fewer than two numbers."""
+    """Pearson's correlation of two float64 vectors; None where one is constant or has fewer than two numbers."""
     if len(left) < 2:
         return None
     left, right = left - left.mean(), right - right.mean()

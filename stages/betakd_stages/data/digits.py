@@ -1,7 +1,7 @@
 """The embedded dataset: scikit-learn's 1,797 real handwritten digits as visual question answering.
 
-Nothing is downloaded. An image is a card of 16 x 16 pixels: one 8 x 8 digit at the top left or, for questions about two, one at the top left
-and one at the top right. Every question has pixel noise of its own. The splits share no digit image.
+Nothing is downloaded. An image is a card of 16 x 16 pixels: one 8 x 8 digit at the top left or, for questions about
+two, one at the top left and one at the top right. Every question has pixel noise of its own. The splits share no digit.
 """
 
 import hashlib

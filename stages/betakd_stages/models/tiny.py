@@ -1,12 +1,13 @@
 """Tiny models in a real architecture: CLIP tower, two-layer projector and Llama, in transformers' LLaVA structure.
 
-They are for the demo and the tests: minutes on a CPU, saved and loaded like any other checkpoint. Nothing here stands in
-for a 7B model.
+They are for the demo and the tests: minutes on a CPU, saved and loaded like any other checkpoint. Nothing here stands
+in for a 7B model.
 """
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -80,7 +81,11 @@ def tiny_image_processor() -> CLIPImageProcessorPil:
 def tiny_model(size: TinySize, seed: int) -> LlavaForConditionalGeneration:
     """A LLaVA model with random weights, the same for the same seed."""
     tokenizer = tiny_tokenizer()
-    common = {"hidden_size": size.width, "intermediate_size": 2 * size.width, "num_attention_heads": size.width // 16}
+    common: dict[str, Any] = {
+        "hidden_size": size.width,
+        "intermediate_size": 2 * size.width,
+        "num_attention_heads": size.width // 16,
+    }
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             **common, num_hidden_layers=size.vision_layers, image_size=CARD_SIZE, patch_size=DIGIT_SIZE

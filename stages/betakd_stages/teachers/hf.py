@@ -28,7 +28,8 @@ class HuggingFaceTeacher:
 
     def __init__(self, loaded: LoadedModel, token_rule: TokenRule, device: torch.device) -> None:
         self._loaded = loaded
-        self._model = loaded.model.to(device).eval().requires_grad_(False)
+        loaded.model.to(device.type)
+        self._model = loaded.model.eval().requires_grad_(False)
         self._token_rule = token_rule
         self._device = device
         hidden_size = loaded.model.config.get_text_config().hidden_size

@@ -69,9 +69,10 @@ def journal_paths(cache_path: Path) -> list[Path]:
     return sorted(journals, key=lambda path: part_of(path)[::-1])
 
 
-def read_journal(path: Path) -> JournalContent:
+def read_journal(path: Path, *, with_files: bool = True) -> JournalContent:
     """What a journal says. A last line without an end was being written when its process died, and does not count.
 
+    Without `with_files` the entries list no files: a reader of a large cache would hold tens of megabytes of hashes.
     Raises CacheError where a whole line is not what this package writes.
     """
     content = path.read_bytes()
@@ -83,7 +84,7 @@ def read_journal(path: Path) -> JournalContent:
         try:
             fields = json.loads(line)
             if "shard" in fields:
-                shards.append(_shard_entry(fields))
+                shards.append(_shard_entry(fields, with_files))
                 complete = False  # a part that was complete is being written again
             elif "rejected" in fields:
                 rejected[fields["rejected"]] = fields["reason"]
@@ -96,13 +97,14 @@ def read_journal(path: Path) -> JournalContent:
     return JournalContent(tuple(shards), rejected, complete, size_bytes)
 
 
-def _shard_entry(fields: Mapping[str, Any]) -> ShardEntry:
+def _shard_entry(fields: Mapping[str, Any], with_files: bool) -> ShardEntry:
+    listed = fields["files"] if with_files else {}
     return ShardEntry(
         name=fields["shard"],
         num_samples=fields["num_samples"],
         num_tokens=fields["num_tokens"],
         num_entries=fields["num_entries"],
-        files={name: (size_bytes, sha256) for name, (size_bytes, sha256) in fields["files"].items()},
+        files={name: (size_bytes, sha256) for name, (size_bytes, sha256) in listed.items()},
     )
 
 

@@ -34,7 +34,7 @@ def open_cache(path: Path | str, *, allow_incomplete: bool = False) -> "TeacherC
         raise CacheError(
             f"{path} is incomplete; run the command that writes it once more, it resumes, or allow an incomplete cache"
         )
-    journals = [read_journal(journal) for journal in journal_paths(path)]
+    journals = [read_journal(journal, with_files=False) for journal in journal_paths(path)]
     shards = [entry for content in journals for entry in content.shards]
     if manifest.state == "complete" and len(shards) != manifest.counts.num_shards:
         raise CacheError(
@@ -88,16 +88,20 @@ class TeacherCache:
 
         Raises CacheError naming the first id the cache does not hold.
         """
-        wanted = pa.array(ids, pa.string())
-        found = pc.index_in(wanted, value_set=self.sample_ids)
-        if found.null_count:
-            missing = wanted.filter(pc.is_null(found))
+        wanted = pa.array(ids, pa.string()).dictionary_encode()
+        # The table of hashes is built over the ids asked for, not over the cache, which may be far larger.
+        found = pc.index_in(self.sample_ids, value_set=wanted.dictionary)
+        places = np.full(len(wanted.dictionary), -1)
+        held = found.is_valid().to_numpy(zero_copy_only=False)
+        places[found.drop_null().to_numpy()] = np.flatnonzero(held)
+        missing = wanted.dictionary.filter(pa.array(places < 0))
+        if len(missing):
             raise CacheError(
                 f"{self.path} does not hold sample {missing[0].as_py()!r} "
-                f"({len(missing)} of {len(wanted)} are missing); use the data it was written from, "
+                f"({len(missing)} of {len(places)} are missing); use the data it was written from, "
                 "or write a cache for these samples"
             )
-        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+        return places[wanted.indices.to_numpy()]
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The Parquet rows of all samples in index order, all columns or those named."""

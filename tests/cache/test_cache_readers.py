@@ -5,6 +5,7 @@ import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -23,17 +24,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
     return write_cache(tmp_path_factory.mktemp("read") / "cache", RECORDS, RULE, 70_000, shard_samples=3)
 
 
+def read_array(group: zarr.Group, name: str) -> np.ndarray:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return np.asarray(array[:])
+
+
 def test_zarr_python_reads_the_values_that_the_reader_reads(cache: TeacherCache) -> None:
     groups = [zarr.open_group(cache.path / f"shard-{number:06d}.zarr", mode="r") for number in range(2)]
     batch = cache.batch(range(6))
     for name, array in batch.arrays.items():
-        parts = [np.asarray(group[name]) for group in groups]
+        parts = [read_array(group, name) for group in groups]
         assert parts[0].dtype == array.dtype
         np.testing.assert_array_equal(np.concatenate(parts), array, err_msg=name)
     assert sorted(groups[0].array_keys()) == sorted(
         ["sample_ptr", "entry_ptr", *(name for name in batch.arrays if "/" not in name)]
     )
-    starts = np.concatenate([np.asarray(groups[0]["sample_ptr"]), batch.token_ptr[3] + groups[1]["sample_ptr"][1:]])
+    first, second = (read_array(group, "sample_ptr").astype(int) for group in groups)
+    starts = np.concatenate([first, batch.token_ptr[3] + second[1:]])
     np.testing.assert_array_equal(starts, batch.token_ptr)
 
 
@@ -50,7 +58,7 @@ def _decoded_gaps(cache: TeacherCache, queue: "multiprocessing.Queue[np.ndarray]
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_read_a_cache_that_their_parent_has_read(cache: TeacherCache, method: str) -> None:
     expected = cache.batch([4, 1]).decode().gaps
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     queue = context.Queue()
     process = context.Process(target=_decoded_gaps, args=(cache, queue))
     process.start()
@@ -77,14 +85,14 @@ def test_opening_reads_no_array_and_no_row(cache: TeacherCache, tmp_path: Path) 
 
 
 OPEN_AND_FIND = """
-import json, resource, sys, time
+import json, sys, time
 from betakd_cache import open_cache
 started = time.perf_counter()
 cache = open_cache(sys.argv[1])
 cache.sample_ids
 opened = time.perf_counter()
 found = cache.index_of(["train/2199551", "train/0"]).tolist()
-peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak_bytes = 1024 * int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 print(json.dumps([len(cache), opened - started, time.perf_counter() - opened, peak_bytes, found]))
 """
 
@@ -109,9 +117,8 @@ def test_a_cache_of_two_million_samples_opens_within_two_seconds_and_300_megabyt
             columns = {"sample_id": ids, "num_tokens": np.full(size, 50), "gold_nll": np.random.rand(size)}
             pq.write_table(pa.table(columns), path / f"shard-{number:06d}.parquet")
             files = {key.replace("000000", f"{number:06d}"): value for key, value in line["files"].items()}
-            journal.write(
-                json.dumps(line | {"shard": f"shard-{number:06d}", "num_samples": size, "files": files}) + "\n"
-            )
+            entry = line | {"shard": f"shard-{number:06d}", "num_samples": size, "files": files}
+            journal.write(json.dumps(entry) + "\n")
     complete_manifest(path, (0, 1))
     command = [sys.executable, "-c", OPEN_AND_FIND, str(path)]
     num_samples, open_s, find_s, peak_bytes, found = json.loads(subprocess.check_output(command))

@@ -78,10 +78,7 @@ class VocabularyPass(torch.autograd.Function):
             flat = saved[number] if number < len(saved) else tiles.logits(start, stop)
             flat_gradient = tiles.buffer("gradient", len(flat))
             kept_at, gold_at = tiles.kept_positions(start, stop), tiles.gold_positions(start, stop)
-            values = flat[kept_at]
-            flat[kept_at] = MASKED
-            tail.write(tiles.view(flat), tiles.view(flat_gradient))
-            flat[kept_at] = values
+            tail.write(tiles.view(flat), kept_at, tiles.view(flat_gradient))
             if plan.moments:
                 tiles.view(flat_gradient).add_(offset.unsqueeze(1)).addcmul_(tiles.view(flat), slope.unsqueeze(1))
             flat_gradient.scatter_add_(0, kept_at.flatten(), kept_gradient.flatten())
@@ -168,9 +165,10 @@ class _TailGradient:
             gradient / scale for gradient, scale in zip(lse_gradient.split(1, dim=1), self.scales, strict=True)
         ]
 
-    def write(self, tile: Tensor, out: Tensor) -> None:
-        """Writes the gradient at the logits of a masked tile to `out`, 0 where masked."""
-        softmax = self.tiles.scratch(tile)
+    def write(self, tile: Tensor, kept_at: Tensor, out: Tensor) -> None:
+        """Writes the gradient at the logits of a tile to `out`, 0 at the kept entries; the tile stays as it is."""
+        flat = self.tiles.buffer("scratch", tile.numel() + 1)
+        softmax = self.tiles.view(flat)
         out.zero_()
         for column, scale in enumerate(self.scales):
             if _is_half(self.scales, column):
@@ -179,6 +177,8 @@ class _TailGradient:
                 softmax.square_().mul_(factor)
             else:
                 torch.div(tile, scale, out=softmax).sub_(self.lse[column]).exp_()
+                # Kept entries may have overflowed: they are no part of this softmax.
+                flat[kept_at] = 0.0
             out.addcmul_(softmax, self.coefficients[column])
 
 

@@ -55,7 +55,7 @@ def test_a_head_smaller_than_the_vocabulary_is_an_error(batch: Batch) -> None:
 def test_the_union_of_needs_holds_each_temperature_once() -> None:
     learned = torch.ones(3)
     union = Needs(temperatures=(2.0,), moments=True) | Needs(temperatures=(2.0, 0.5), learned={"a": learned})
-    assert union.temperatures == (0.5, 1.0, 2.0)
+    assert union.temperatures == (2.0, 1.0, 0.5)
     assert union.columns[-1] is learned
     assert union.moments
     assert not union.tail_means

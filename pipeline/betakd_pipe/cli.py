@@ -96,9 +96,10 @@ def cache_teacher(
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
     summary = stage_runs.cache_teacher(settings, out, overwrite=overwrite, progress=terminal_progress())
+    new = f"{summary.num_new} new" if summary.num_new else "all there before"
     rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
     print(
-        f"{out}: {summary.num_samples} samples ({summary.num_new} new{rejected}), {summary.num_tokens} tokens, "
+        f"{out}: {summary.num_samples} samples ({new}{rejected}), {summary.num_tokens} tokens, "
         f"{summary.size_bytes / 1e6:.2f} MB"
     )
 
@@ -121,6 +122,7 @@ def distill(
     weighting: Annotated[str | None, typer.Option(help="fixed, task or instance.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     cross_entropy_weight: Annotated[float | None, typer.Option(help="Weight of the labels.")] = None,
+    on_mismatch: Annotated[str | None, typer.Option(help="Samples that differ from the cache's: stop or drop.")] = None,
     config: Config = None,
     set_: Set = None,
     debug: Debug = False,
@@ -139,6 +141,7 @@ def distill(
     flags["objective.features"] = feature
     flags["objective.cross_entropy_weight"] = cross_entropy_weight
     flags["weighting.name"] = weighting
+    flags["on_mismatch"] = on_mismatch
     settings = load_settings(DistillSettings, config, flags, set_ or ())
     if stage_runs.distillation_is_finished(settings, out):
         print(f"{out}: already finished; nothing to do")

@@ -63,12 +63,12 @@ def run_folder(folder: Path, settings: BaseModel) -> Iterator[Path]:
         try:
             yield folder
         except (UserError, CacheError) as error:
-            logger.error("stopped: %s", error)
+            logger.info("stopped: %s", error)
             if fresh:
                 _remove_unused(folder, made)
             raise
         except BaseException as error:
-            logger.error("stopped by %s", type(error).__name__, exc_info=isinstance(error, Exception))
+            logger.info("stopped by %s", type(error).__name__, exc_info=isinstance(error, Exception))
             raise
 
 

@@ -28,6 +28,7 @@ def load_stages() -> Stages:
     from betakd_stages.evaluation import evaluate
     from betakd_stages.training import distill
 
+    _hide_bars_of_transformers()
     return Stages(distill, evaluate)
 
 
@@ -35,6 +36,7 @@ def cache_teacher(settings: CacheTeacherSettings, out: Path, *, overwrite: bool,
     """What is in the cache after stage one; the cache is its own record and needs no run folder."""
     from betakd_stages.caching import cache_teacher as stage
 
+    _hide_bars_of_transformers()
     return stage(settings, out, overwrite=overwrite, progress=progress)
 
 
@@ -57,3 +59,10 @@ def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress, stage
     with run_folder(out, settings) as folder:
         scores: dict[str, Any] = stages.evaluate(settings, folder, progress=progress)
     return scores
+
+
+def _hide_bars_of_transformers() -> None:
+    """Loading and saving weights would draw bars across ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from betakd_cache import CacheWriter, TeacherRecord, TokenRule, read_manifest
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, SampleSet
@@ -46,8 +44,7 @@ def cache_teacher(
         temperatures=settings.temperatures,
         exact=settings.exact,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = HuggingFaceTeacher(loaded, rule, device)
+    teacher = HuggingFaceTeacher(loaded, rule)
     with CacheWriter.open(
         out,
         identity={**teacher.identity(), "data": data_identity(samples)},

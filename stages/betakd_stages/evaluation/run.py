@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from betakd_stages.errors import ConfigError, DataError
 from betakd_stages.evaluation.benchmarks import Benchmark, load_benchmark
 from betakd_stages.evaluation.generation import Answer, greedy_answers
@@ -57,7 +55,6 @@ def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress) -> di
 
 def _answer_all(settings: EvaluateSettings, benchmark: Benchmark, progress: Progress) -> list[Answer]:
     loaded = load_model(settings.model)
-    loaded.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     answers: list[Answer] = []
     progress.start(f"evaluate {benchmark.name}", total=len(benchmark.samples))
     try:

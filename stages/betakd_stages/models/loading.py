@@ -58,7 +58,10 @@ def load_encoder(path: str | Path) -> Encoder:
 
 
 def load_model(path: str | Path, precision: str = "fp32") -> LoadedModel:
-    """The model and encoder of a model folder or run folder. Raises ModelError where they cannot be loaded."""
+    """The model, on the GPU where there is one, and encoder of a model folder or run folder.
+
+    Raises ModelError where they cannot be loaded.
+    """
     encoder = load_encoder(path)
     folder = model_folder(path)
     try:
@@ -67,6 +70,8 @@ def load_model(path: str | Path, precision: str = "fp32") -> LoadedModel:
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded ({_first_line(error)})") from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)  # type: ignore[arg-type]  # a decorator of transformers hides the signature
     return LoadedModel(model, encoder, folder)
 
 

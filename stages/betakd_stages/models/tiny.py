@@ -100,7 +100,7 @@ def tiny_model(size: TinySize, seed: int) -> LlavaForConditionalGeneration:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(CARD_SIZE // DIGIT_SIZE) ** 2,

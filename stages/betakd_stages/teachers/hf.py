@@ -26,12 +26,10 @@ class Scored:
 class HuggingFaceTeacher:
     """Scores samples with a model of transformers on one device."""
 
-    def __init__(self, loaded: LoadedModel, token_rule: TokenRule, device: torch.device) -> None:
+    def __init__(self, loaded: LoadedModel, token_rule: TokenRule) -> None:
         self._loaded = loaded
-        loaded.model.to(device.type)
         self._model = loaded.model.eval().requires_grad_(False)
         self._token_rule = token_rule
-        self._device = device
         hidden_size = loaded.model.config.get_text_config().hidden_size
         self.vocabulary_size = loaded.encoder.vocabulary_size
         self.feature_sizes = {"vision": hidden_size, "prompt": hidden_size}
@@ -53,7 +51,7 @@ class HuggingFaceTeacher:
     @torch.inference_mode()
     def score(self, encoded: Sequence[EncodedSample]) -> Scored:
         """The records of a batch; a sample with a NaN or infinite logit is rejected, the others are not harmed."""
-        batch = {name: value.to(self._device) for name, value in self._loaded.encoder.collate(encoded).items()}
+        batch = {name: value.to(self._model.device) for name, value in self._loaded.encoder.collate(encoded).items()}
         rows = answer_rows(self._model, batch)
         # Rows of the head beyond the tokenizer's real size are padding: nobody may give them probability.
         logits = self._model.get_output_embeddings()(rows.hidden)[:, : self.vocabulary_size].float()

@@ -5,6 +5,7 @@ done is kept, what was interrupted goes on, what fails is named at the end. Tune
 the runs of their candidates are there.
 """
 
+import itertools
 import json
 import math
 import os
@@ -84,23 +85,24 @@ def run_ablations(
     Writes results.csv and tuned.json into the folder of each. Raises ConfigError before anything runs if a spec is
     wrong; a run that fails is recorded in the result.
     """
-    plans = [_untuned_runs(ablation) for ablation in ablations]
+    untuned = [_untuned_runs(ablation) for ablation in ablations]
     candidates = [_candidate_runs(ablation) for ablation in ablations]
     results = [AblationResult() for _ in ablations]
-    first_wave = [run for runs in plans + candidates for run in runs]
+    first_wave = list(itertools.chain(*untuned, *candidates))
     num_tuned = sum(len(ablation.spec.seeds) * len(_tuned_methods(ablation.spec)) for ablation in ablations)
     outcomes: Outcomes = {}
     progress.start("ablation", total=len(first_wave) + num_tuned)
     try:
         with worker_pool(jobs or os.cpu_count() or 1) as pool:
             _execute_missing(pool, first_wave, outcomes, load_stages, progress)
-            for ablation, result, runs in zip(ablations, results, plans, strict=True):
-                runs += _tuned_runs(ablation, outcomes, result)
-            _execute_missing(pool, [run for runs in plans for run in runs], outcomes, load_stages, progress)
+            tuned = [
+                _tuned_runs(ablation, outcomes, result) for ablation, result in zip(ablations, results, strict=True)
+            ]
+            _execute_missing(pool, list(itertools.chain(*tuned)), outcomes, load_stages, progress)
     finally:
         progress.finish()
-    for ablation, result, runs, tried in zip(ablations, results, plans, candidates, strict=True):
-        _collect(ablation, [*runs, *tried], outcomes, result)
+    for ablation, result, *runs in zip(ablations, results, untuned, candidates, tuned, strict=True):
+        _collect(ablation, list(itertools.chain(*runs)), outcomes, result)
     return results
 
 

@@ -1,28 +1,38 @@
 """The table of an ablation on the terminal: mean ± standard deviation over the seeds."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from betakd_pipe.ablate_rows import ResultRow
 
+MISSING = "-"
+COLUMNS: list[tuple[str, Callable[[ResultRow], float | None], int]] = [
+    ("accuracy %", lambda row: row.accuracy, 1),
+    ("validation %", lambda row: row.validation_accuracy, 1),
+    ("agreement %", lambda row: row.agreement, 1),
+    ("ece", lambda row: row.expected_calibration_error, 3),
+]
+
 
 def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
-    """Print one line per method, in the order of the rows."""
-    table = Table("method", "seeds", "accuracy %", "validation %", "agreement %", "ece", "seconds")
-    for method in dict.fromkeys(row.method for row in rows):
-        of_method = [row for row in rows if row.method == method]
-        table.add_row(
-            method,
-            str(len(of_method)),
-            mean_and_deviation([row.accuracy for row in of_method]),
-            mean_and_deviation([row.validation_accuracy for row in of_method]),
-            mean_and_deviation([row.agreement for row in of_method]),
-            mean_and_deviation([row.expected_calibration_error for row in of_method], digits=3),
-            mean_and_deviation([row.seconds for row in of_method]),
-        )
+    """Print one line per method, in the order of the rows; a column that no method fills is left out."""
+    methods = dict.fromkeys(row.method for row in rows)
+    by_method = {method: [row for row in rows if row.method == method] for method in methods}
+    table = Table(box=box.SIMPLE)
+    table.add_column("method", overflow="fold")
+    columns = [[str(len(of_method)) for of_method in by_method.values()]]
+    table.add_column("seeds", justify="right")
+    for title, figure, digits in COLUMNS:
+        cells = [mean_and_deviation([figure(row) for row in of_method], digits) for of_method in by_method.values()]
+        if any(cell != MISSING for cell in cells):
+            table.add_column(title, no_wrap=True)
+            columns.append(cells)
+    for cells_of_method in zip(methods, *columns, strict=True):
+        table.add_row(*cells_of_method)
     (console or Console()).print(table)
 
 
@@ -30,6 +40,6 @@ def mean_and_deviation(figures: Sequence[float | None], digits: int = 1) -> str:
     """`mean ± sample standard deviation`, the mean alone for one figure, a dash where a figure is missing."""
     known = [figure for figure in figures if figure is not None]
     if len(known) < len(figures) or not known:
-        return "-"
+        return MISSING
     mean = f"{statistics.fmean(known):.{digits}f}"
     return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"

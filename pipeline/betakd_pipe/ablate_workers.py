@@ -59,15 +59,18 @@ def execute_all(
 
     A run that fails does not stop the others. Raises WorkerError where a worker process was killed.
     """
-    futures = {pool.submit(execute, run, load_stages): run for run in runs}
-    for future in as_completed(futures):
-        error = future.exception()
-        if isinstance(error, BrokenProcessPool):
-            raise WorkerError(
-                "a worker process was killed, perhaps for want of memory: the same command again goes on; "
-                "--jobs 1 needs least memory"
-            )
-        finished(futures[future], future.result() if error is None else Failure(describe(error)))
+    try:
+        futures = {pool.submit(execute, run, load_stages): run for run in runs}
+        for future in as_completed(futures):
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise error
+            finished(futures[future], future.result() if error is None else Failure(describe(error)))
+    except BrokenProcessPool:
+        raise WorkerError(
+            "a worker process was killed, perhaps for want of memory: the same command again goes on; "
+            "--jobs 1 needs least memory"
+        ) from None
 
 
 def execute(run: PlannedRun, load_stages: LoadStages) -> ResultRow:

@@ -18,11 +18,18 @@ def terminal_progress() -> Progress:
     return BarProgress(Console(stderr=True)) if sys.stderr.isatty() else LineProgress()
 
 
+def format_rate(per_second: float) -> str:
+    """`12.3/s`, or `8.1 s each` for what is slow; nothing where there is no rate yet."""
+    if per_second <= 0:
+        return ""
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+
+
 class _Rate(ProgressColumn):
     """Units per second of this session."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+        return Text(format_rate(task.speed or 0.0), style="progress.data.speed")
 
 
 class BarProgress:
@@ -97,10 +104,9 @@ class LineProgress:
     def _print(self) -> None:
         now_s = time.monotonic()
         rate = (self._done - self._before) / max(now_s - self._started_s, 1e-9)
-        left = f", {(self._total - self._done) / rate:.0f} s left" if rate and self._done < self._total else ""
-        figures = f", {self._figures}" if self._figures else ""
-        line = f"{self._description}: {self._done}/{self._total}, {rate:.1f}/s{left}{figures}"
-        print(line, file=sys.stderr, flush=True)
+        left = f"{(self._total - self._done) / rate:.0f} s left" if rate and self._done < self._total else ""
+        line = f"{self._description}: {self._done}/{self._total}"
+        print(", ".join(filter(None, [line, format_rate(rate), left, self._figures])), file=sys.stderr, flush=True)
         self._printed_s = now_s
 
 

@@ -1,6 +1,8 @@
 """Stages that need no torch: what they do follows from the settings, and every call is noted beside the student."""
 
 import json
+import os
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +32,15 @@ def load_fake_stages() -> Stages:
 
 
 def fake_distill(settings: DistillSettings, out: Path, *, progress: Progress) -> FakeSummary:
-    """Fails for data `broken:` (the user's) and `bug:`; sleeps for `slow:`; otherwise writes model/."""
+    """Fails for data `broken:` (the user's) and `bug:`; dies for `killed:`; sleeps for `slow:`."""
     with (Path(settings.student) / CALLS).open("a", encoding="utf-8") as file:
         file.write(f"{out}\n")
     if settings.data.startswith("broken:"):
         raise DataError("the data is broken: mend it")
     if settings.data.startswith("bug:"):
         raise ZeroDivisionError("a bug")
+    if settings.data.startswith("killed:"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if settings.data.startswith("slow:"):
         time.sleep(60)
     beta = float(settings.weighting.options.get("beta", 1.0))

@@ -18,7 +18,7 @@ from tests.pipeline.fake_stages import distilled, load_fake_stages
 from betakd_pipe.ablate import Ablation, AblationResult, run_ablations
 from betakd_pipe.ablate_spec import AblationSpec
 from betakd_pipe.ablate_table import mean_and_deviation, print_table
-from betakd_stages.errors import ConfigError
+from betakd_stages.errors import ConfigError, UserError
 from betakd_stages.progress import SilentProgress
 
 FIXED_1 = {"weighting": {"name": "fixed", "options": {"beta": 1}}}
@@ -150,6 +150,14 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert not (runs / "broken").exists()
 
 
+def test_a_worker_that_is_killed_ends_the_ablation_with_a_remedy_and_finished_runs_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    spec = make_spec(tmp_path, seeds=[0], methods={"fixed-1": FIXED_1, "killed": {"data": "killed:x"}})
+    with pytest.raises(UserError, match="a worker process was killed, perhaps for want of memory: the same command"):
+        run(spec, out)
+    assert (out / "seed-0" / "runs" / "fixed-1" / "row.json").is_file()
+
+
 def test_a_method_is_not_run_when_one_of_its_candidates_failed(tmp_path: Path) -> None:
     tune = {"key": "data", "values": ["digits:transfer", "broken:x"], "seed": 0}
     result = run(make_spec(tmp_path, methods={"tuned": {"set": {}, "tune": tune}}), tmp_path / "out")
@@ -179,6 +187,27 @@ def test_a_finished_run_of_another_spec_is_refused_by_name(tmp_path: Path) -> No
     assert result.rows == []
     (reason,) = result.failures.values()
     assert "was started with validation = 'digits:validation', now it is None" in reason
+
+
+class CountingProgress(SilentProgress):
+    """Progress that adds up."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+
+    def start(self, description: str, total: int, done: int = 0) -> None:
+        self.total, self.done = total, done
+
+    def advance(self, num_units: int = 1, **shown: float | str) -> None:
+        self.done += num_units
+
+
+def test_progress_counts_every_run_once_whether_it_ran_or_was_there(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, methods={"fixed-1": FIXED_1, "tuned": TUNED})
+    for _ in range(2):
+        progress = CountingProgress()
+        run_ablations([Ablation(spec, tmp_path / "out")], jobs=1, progress=progress, load_stages=load_fake_stages)
+        assert (progress.done, progress.total) == (9, 9)
 
 
 def test_several_ablations_share_one_pool_and_keep_their_own_tables(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """The teacher cache: what a teacher said about every sample, on disk. Needs numpy, pyarrow and zarr, never torch."""
 
 from betakd_cache.batch import CompactBatch, DecodedBatch
+from betakd_cache.comparison import Difference, diff
+from betakd_cache.derivation import Derivation, derive
 from betakd_cache.errors import CacheError
+from betakd_cache.exporting import Export, export
 from betakd_cache.feature_statistics import FeatureStatistics
+from betakd_cache.information import CacheInfo, Histogram, info
 from betakd_cache.layout import FORMAT_VERSION
 from betakd_cache.manifest import Manifest, read_manifest
+from betakd_cache.merging import Merger, merge
 from betakd_cache.reader import TeacherCache, open_cache
 from betakd_cache.record import TeacherRecord
 from betakd_cache.token_rule import TokenRule
@@ -14,15 +19,26 @@ from betakd_cache.writer import CacheWriter
 __all__ = [
     "FORMAT_VERSION",
     "CacheError",
+    "CacheInfo",
     "CacheWriter",
     "CompactBatch",
     "DecodedBatch",
+    "Derivation",
+    "Difference",
+    "Export",
     "FeatureStatistics",
+    "Histogram",
     "Manifest",
+    "Merger",
     "TeacherCache",
     "TeacherRecord",
     "TokenRule",
     "Verification",
+    "derive",
+    "diff",
+    "export",
+    "info",
+    "merge",
     "open_cache",
     "read_manifest",
     "verify",

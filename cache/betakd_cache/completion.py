@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from betakd_cache import files
+from betakd_cache.access import map_array
 from betakd_cache.errors import CacheError
 from betakd_cache.feature_statistics import FeatureStatistics
 from betakd_cache.journal import (
@@ -27,7 +28,6 @@ from betakd_cache.journal import (
 )
 from betakd_cache.layout import CacheRules, array_specs
 from betakd_cache.manifest import MANIFEST_NAME, Counts, read_manifest
-from betakd_cache.mapping import map_array
 from betakd_cache.rows import read_rows
 
 REJECTED_NAME = "rejected.parquet"

@@ -1,6 +1,6 @@
 """Records to the arrays and the Parquet rows of one shard."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,14 +47,13 @@ def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[s
 def encode_rows(records: Sequence[TeacherRecord], rules: CacheRules) -> pa.Table:
     """One row per record: the id, token count, the teacher's means over its tokens, and the record's own columns.
 
-    `gold_nll` and `entropy` are in nats and `kept_mass` is a probability, all at the grid temperature nearest to 1.
-    Raises CacheError where a column mixes text and numbers.
+    Raises CacheError where a column mixes kinds of values.
     """
     token_counts = np.array([len(record.token_ids) for record in records])
-    starts = np.concatenate(([0], np.cumsum(token_counts)[:-1]))
     columns: dict[str, Any] = {"sample_id": [record.sample_id for record in records], "num_tokens": token_counts}
-    for name, values in token_summaries(records, rules).items():
-        columns[name] = np.add.reduceat(values, starts) / token_counts
+    names = ("entry_counts", "gaps", "gold_gap", "tail_lse", "tail_energy")
+    summaries = token_summaries(rules.token_rule.temperatures, *(_joined(records, name) for name in names))
+    columns |= sample_means(summaries, np.concatenate(([0], np.cumsum(token_counts))))
     for name in dict.fromkeys(name for record in records for name in record.row):
         try:
             columns[name] = pa.array([record.row.get(name) for record in records])
@@ -63,24 +62,39 @@ def encode_rows(records: Sequence[TeacherRecord], rules: CacheRules) -> pa.Table
     return pa.table(columns)
 
 
-def token_summaries(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[str, NDArray[np.float64]]:
-    """`gold_nll`, `entropy` and `kept_mass` per token `[T]`, of kept entries and tail, at the temperature nearest 1."""
-    temperatures = np.array(rules.token_rule.temperatures)
+def token_summaries(
+    temperatures: Sequence[float],
+    counts: NDArray[np.int64],
+    gaps: NDArray[np.float32],
+    gold_gap: NDArray[np.float32],
+    tail_lse: NDArray[np.float32],
+    tail_energy: NDArray[np.float32],
+) -> dict[str, NDArray[np.float64]]:
+    """`gold_nll` and `entropy` in nats and `kept_mass`, a probability, per token `[T]`, of kept entries and tail.
+
+    All are taken at the temperature of the grid that is nearest to 1.
+    """
     column = int(np.argmin(np.abs(np.log(temperatures))))
     temperature = temperatures[column]
-    counts = _joined(records, "entry_counts")
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    gaps = _joined(records, "gaps").astype(np.float64)
-    weights = np.exp(-gaps / temperature)
+    starts = np.cumsum(counts) - counts
+    wide = gaps.astype(np.float64)
+    weights = np.exp(-wide / temperature)
     kept = np.add.reduceat(weights, starts)
-    tail = np.exp(_joined(records, "tail_lse")[:, column].astype(np.float64))
+    tail = np.exp(tail_lse[:, column].astype(np.float64))
     total = kept + tail
-    energy = np.add.reduceat(weights * gaps, starts) + tail * _joined(records, "tail_energy")[:, column]
+    energy = np.add.reduceat(weights * wide, starts) + tail * tail_energy[:, column]
     return {
-        "gold_nll": _joined(records, "gold_gap") / temperature + np.log(total),
+        "gold_nll": gold_gap / temperature + np.log(total),
         "entropy": np.log(total) + energy / total / temperature,
         "kept_mass": kept / total,
     }
+
+
+def sample_means(
+    summaries: Mapping[str, NDArray[np.float64]], token_ptr: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """The mean `[S]` of every summary over the tokens of each sample; no sample is without tokens."""
+    return {name: np.add.reduceat(values, token_ptr[:-1]) / np.diff(token_ptr) for name, values in summaries.items()}
 
 
 def _joined(records: Sequence[TeacherRecord], name: str) -> NDArray[Any]:

@@ -55,10 +55,19 @@ class ArraySpec:
         """The number type."""
         return np.dtype(self.code)
 
+    @property
+    def row_bytes(self) -> int:
+        """The size of one row."""
+        return self.dtype.itemsize * (self.width or 1)
+
     def shape(self, num_samples: int, num_tokens: int, num_entries: int) -> tuple[int, ...]:
         """The shape in a shard of these counts."""
         rows = {"boundary": num_samples + 1, "sample": num_samples, "token": num_tokens, "entry": num_entries}
         return (rows[self.axis],) if self.width is None else (rows[self.axis], self.width)
+
+    def empty(self) -> np.ndarray:
+        """The array of no rows."""
+        return np.empty(0 if self.width is None else (0, self.width), self.dtype)
 
 
 def array_specs(rules: CacheRules) -> tuple[ArraySpec, ...]:

@@ -10,25 +10,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
+from betakd_cache.access import ACCESSES, Ranges
 from betakd_cache.batch import CompactBatch
 from betakd_cache.errors import CacheError
 from betakd_cache.journal import ShardEntry, journal_paths, read_journal
-from betakd_cache.layout import RESERVED_COLUMNS, array_specs
+from betakd_cache.layout import RESERVED_COLUMNS, Axis, array_specs
 from betakd_cache.manifest import Manifest, read_manifest
-from betakd_cache.mapping import map_array
 from betakd_cache.record import TeacherRecord
 from betakd_cache.rows import read_rows
 
-MAX_OPEN_SHARDS = 2048  # about 17 maps each; Linux allows a process 65,530
 
-
-def open_cache(path: Path | str, *, allow_incomplete: bool = False) -> "TeacherCache":
+def open_cache(path: Path | str, *, allow_incomplete: bool = False, access: str = "mmap") -> "TeacherCache":
     """The cache at `path`, of which only the manifest and the journals have been read.
+
+    `access` is "mmap", or "pread" for a cache larger than memory.
 
     Raises CacheError where there is none, where it is damaged or of another format version, and where it is still being
     written unless `allow_incomplete` asks for the committed shards.
     """
     path = Path(path)
+    if access not in ACCESSES:
+        raise CacheError(f"access is {access!r}; choose from {', '.join(ACCESSES)}")
     manifest = read_manifest(path)
     if manifest.state != "complete" and not allow_incomplete:
         raise CacheError(
@@ -42,7 +44,7 @@ def open_cache(path: Path | str, *, allow_incomplete: bool = False) -> "TeacherC
             "restore it from a copy or write the cache again"
         )
     rejected = {sample_id: reason for content in journals for sample_id, reason in content.rejected.items()}
-    return TeacherCache(path, manifest, shards, rejected, allow_incomplete)
+    return TeacherCache(path, manifest, shards, rejected, allow_incomplete, access)
 
 
 class TeacherCache:
@@ -60,21 +62,22 @@ class TeacherCache:
         shards: Sequence[ShardEntry],
         rejected: Mapping[str, str],
         allow_incomplete: bool,
+        access: str,
     ) -> None:
         """Use `open_cache`."""
         self.path, self.manifest, self.rejected = path, manifest, rejected
         self._shards = tuple(shards)
-        self._allow_incomplete = allow_incomplete
+        self._settings: dict[str, Any] = {"allow_incomplete": allow_incomplete, "access": access}
         self._specs = {spec.name: spec for spec in array_specs(manifest.rules)}
         self._bounds = np.cumsum([0, *(entry.num_samples for entry in shards)])
-        self._open = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
+        self._access = ACCESSES[access](path, self._shards, self._specs)
         self._shard_rows = functools.lru_cache(1)(self._read_shard_rows)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(open_cache, allow_incomplete=self._allow_incomplete), (self.path,)
+        return functools.partial(open_cache, **self._settings), (self.path,)
 
     @functools.cached_property
     def sample_ids(self) -> pa.StringArray:
@@ -112,6 +115,14 @@ class TeacherCache:
             raise CacheError(f"{self.path} has no row column {missing[0]!r}; choose from {', '.join(names)}")
         return table
 
+    def shard_ranges(self) -> list[tuple[int, int]]:
+        """The indices (start, stop) of the samples of every shard, for tools that go through a cache in order."""
+        return list(zip(self._bounds[:-1].tolist(), self._bounds[1:].tolist(), strict=True))
+
+    def rows_of_shard(self, start: int) -> pa.Table:
+        """The Parquet rows of the shard whose first sample has index `start`."""
+        return self._shard_rows(int(np.searchsorted(self._bounds, start)))
+
     def batch(self, indices: ArrayLike) -> CompactBatch:
         """The samples of these indices, in this order, as stored. Raises IndexError for an index out of range."""
         wanted = np.asarray(indices, np.int64)
@@ -119,16 +130,16 @@ class TeacherCache:
             raise IndexError(f"indices reach from {wanted.min()} to {wanted.max()}, the cache has {len(self)} samples")
         numbers = np.searchsorted(self._bounds, wanted, side="right") - 1
         places = (wanted - self._bounds[numbers]).tolist()
-        shards = [self._open(number) for number in numbers.tolist()]
-        tokens = [shard["sample_ptr"][place : place + 2].tolist() for shard, place in zip(shards, places, strict=True)]
-        entries = [shard["entry_ptr"][place : place + 2].tolist() for shard, place in zip(shards, places, strict=True)]
-        ranges = {"sample": [(place, place + 1) for place in places], "token": tokens, "entry": entries}
-        arrays = {}
-        for name, spec in self._specs.items():
-            if spec.axis == "boundary":
-                continue
-            pieces = [shard[name][start:stop] for shard, (start, stop) in zip(shards, ranges[spec.axis], strict=True)]
-            arrays[name] = np.concatenate(pieces) if pieces else np.empty(spec.shape(0, 0, 0), spec.dtype)
+        shards = numbers.tolist()
+        tokens, entries = [], []
+        for number, place in zip(shards, places, strict=True):
+            sample_ptr, entry_ptr = self._access.pointers(number)
+            tokens.append(sample_ptr[place : place + 2].tolist())
+            entries.append(entry_ptr[place : place + 2].tolist())
+        ranges: dict[Axis, Ranges] = {"sample": [(place, place + 1) for place in places]}
+        ranges |= {"token": tokens, "entry": entries}
+        pieces = self._access.read(shards, ranges)
+        arrays = {name: np.concatenate(parts) if parts else self._specs[name].empty() for name, parts in pieces.items()}
         return CompactBatch(arrays, _pointers(tokens), _pointers(entries))
 
     def record(self, index: int) -> TeacherRecord:
@@ -155,10 +166,6 @@ class TeacherCache:
             },
             row={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
         )
-
-    def _map_shard(self, number: int) -> dict[str, NDArray[Any]]:
-        entry = self._shards[number]
-        return {name: map_array(self.path, entry, spec) for name, spec in self._specs.items()}
 
     def _rows_path(self, entry: ShardEntry) -> Path:
         return self.path / f"{entry.name}.parquet"

@@ -60,7 +60,8 @@ def check_record(record: TeacherRecord, rules: CacheRules) -> None:
     if problem:
         raise CacheError(f"sample {record.sample_id!r}: {problem}; correct the teacher or reject the sample")
     for name, value in record.row.items():
-        if name in RESERVED_COLUMNS or not (value is None or isinstance(value, str | int | float)):
+        is_plain = value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
+        if name in RESERVED_COLUMNS or not is_plain:
             raise CacheError(
                 f"sample {record.sample_id!r}: row column {name!r} holds {value!r}; give text, a number or None under "
                 f"a name other than {', '.join(RESERVED_COLUMNS)}"

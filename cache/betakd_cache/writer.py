@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from betakd_cache import files
 from betakd_cache.completion import clear_abandoned_parts, complete_manifest
@@ -55,6 +56,7 @@ class CacheWriter:
         self._num_shards = len(journal.content.shards)
         self._pending: dict[str, TeacherRecord] = {}
         self._pending_entries = 0
+        self._column_kinds: dict[str, str] = {}
         self.stored = stored_ids(path)
         clear_uncommitted(path, shard_name(part, self._num_shards))
 
@@ -102,6 +104,7 @@ class CacheWriter:
         """Take a record; every `shard_samples` of them are committed. Raises CacheError for what cannot be stored."""
         self._check_new(record.sample_id)
         check_record(record, self._rules)
+        self._check_columns(record)
         self._pending[record.sample_id] = record
         self._pending_entries += len(record.ids)
         if len(self._pending) >= self._shard_samples or self._pending_entries >= MAX_SHARD_ENTRIES:
@@ -117,13 +120,17 @@ class CacheWriter:
         """Commit the pending records as a shard."""
         if not self._pending:
             return
-        name = shard_name(self._part, self._num_shards)
-        clear_uncommitted(self.path, name)
-        self._journal.append_shard(self._write_shard(name, list(self._pending.values())))
-        self._num_shards += 1
-        self.stored.update(self._pending)
+        records = list(self._pending.values())
+        self._commit(encode_arrays(records, self._rules), encode_rows(records, self._rules))
         self._pending.clear()
         self._pending_entries = 0
+
+    def append_shard(self, arrays: Mapping[str, NDArray[Any]], rows: pa.Table) -> None:
+        """Commit a whole shard as another cache of these rules stores it, for tools that need no record."""
+        self.flush()
+        for sample_id in rows["sample_id"].to_pylist():
+            self._check_new(sample_id)
+        self._commit(arrays, rows)
 
     def complete(self) -> bool:
         """True if the cache is complete now; False while other parts of it are still being written."""
@@ -160,9 +167,24 @@ class CacheWriter:
         if sample_id in self.stored or sample_id in self._pending:
             raise CacheError(f"{self.path} holds sample {sample_id!r} already; skip the ids in `stored`")
 
-    def _write_shard(self, name: str, records: list[TeacherRecord]) -> ShardEntry:
+    def _check_columns(self, record: TeacherRecord) -> None:
+        for name, value in record.row.items():
+            kind = "text" if isinstance(value, str) else "a number"
+            if value is not None and self._column_kinds.setdefault(name, kind) != kind:
+                raise CacheError(
+                    f"sample {record.sample_id!r}: row column {name!r} holds {value!r}, which is {kind}, expected "
+                    f"{self._column_kinds[name]} as in the samples before; give a column one kind of value"
+                )
+
+    def _commit(self, arrays: Mapping[str, NDArray[Any]], rows: pa.Table) -> None:
+        name = shard_name(self._part, self._num_shards)
+        clear_uncommitted(self.path, name)
+        self._journal.append_shard(self._write_shard(name, arrays, rows))
+        self._num_shards += 1
+        self.stored.update(rows["sample_id"].to_pylist())
+
+    def _write_shard(self, name: str, arrays: Mapping[str, NDArray[Any]], rows: pa.Table) -> ShardEntry:
         """The entry of a shard whose files are synced and under their final names."""
-        arrays, rows = encode_arrays(records, self._rules), encode_rows(records, self._rules)
         temporary = self.path / f".tmp-{name}"
         group, table = f"{name}.zarr", f"{name}.parquet"
         files.make_directory(temporary)
@@ -177,7 +199,7 @@ class CacheWriter:
         files.rename(temporary / table, self.path / table)
         files.remove(temporary)
         files.sync([self.path])
-        return ShardEntry(name, len(records), len(arrays["token_ids"]), len(arrays["ids"]), written)
+        return ShardEntry(name, rows.num_rows, len(arrays["token_ids"]), len(arrays["ids"]), written)
 
 
 def stored_ids(path: Path) -> set[str]:

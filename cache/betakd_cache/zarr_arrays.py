@@ -5,6 +5,7 @@ checks them (tests). The data of an array lie at offset 0 of its one chunk file,
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def chunk_name(array_name: str, num_dimensions: int) -> str:
     return "/".join([array_name, "c", *["0"] * num_dimensions])
 
 
-def write_group(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, tuple[int, str]]:
+def write_group(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, str]]:
     """Size and sha256 of every file of a new Zarr group at `path`, by its path inside the group."""
     written = {}
     for name in ["", *sorted({name.rpartition("/")[0] for name in arrays} - {""})]:

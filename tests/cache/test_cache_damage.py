@@ -73,16 +73,18 @@ def test_zarr_python_finds_a_flipped_bit_in_every_array_by_its_own_checksum(path
         chunk.write_bytes(original)
 
 
-def test_a_missing_file_is_found(path: Path) -> None:
+@pytest.mark.parametrize("access", ["mmap", "pread"])
+def test_a_missing_file_is_found(path: Path, access: str) -> None:
     (path / "shard-000001.zarr" / "ids" / "c" / "0").unlink()
     assert verify(path).problems == ("shard-000001.zarr/ids/c/0 is missing",)
     with pytest.raises(CacheError, match=r"000001.zarr/ids/c/0 cannot be read .*; run `betakd-pipe cache verify`"):
-        open_cache(path).batch([2])
+        open_cache(path, access=access).batch([2])
     (path / "rejected.parquet").unlink()
     assert "rejected.parquet is missing" in verify(path).problems
 
 
-def test_a_truncated_array_is_found_on_first_use(path: Path) -> None:
+@pytest.mark.parametrize("access", ["mmap", "pread"])
+def test_a_truncated_array_is_found_on_first_use(path: Path, access: str) -> None:
     chunk = path / "shard-000000.zarr" / "gap" / "c" / "0"
     size_bytes = chunk.stat().st_size
     chunk.write_bytes(chunk.read_bytes()[:-1])
@@ -90,7 +92,7 @@ def test_a_truncated_array_is_found_on_first_use(path: Path) -> None:
         f"shard-000000.zarr/gap/c/0 is {size_bytes - 1} bytes long, expected {size_bytes}",
     )
     with pytest.raises(CacheError, match=rf"gap/c/0 is {size_bytes - 1} bytes long, expected {size_bytes}; restore it"):
-        open_cache(path).batch([0])
+        open_cache(path, access=access).batch([0])
 
 
 def test_a_damaged_parquet_file_is_named_on_first_use(path: Path) -> None:

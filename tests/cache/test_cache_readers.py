@@ -13,7 +13,7 @@ import pytest
 import zarr
 from tests.cache.records import make_records, write_cache
 
-from betakd_cache import TeacherCache, TokenRule, open_cache
+from betakd_cache import CacheError, TeacherCache, TokenRule, open_cache
 
 RULE = TokenRule(top_k=8, top_p=0.99)
 RECORDS = make_records(6, 70_000, RULE)
@@ -49,6 +49,28 @@ def test_polars_reads_the_rows_that_the_reader_reads(cache: TeacherCache) -> Non
     frame = polars.read_parquet(cache.path / "shard-*.parquet")
     assert frame.to_dicts() == cache.rows().to_pylist()
     assert polars.read_parquet(cache.path / "rejected.parquet").columns == ["sample_id", "reason"]
+
+
+def test_positioned_reads_return_what_memory_maps_return(cache: TeacherCache) -> None:
+    mapped, positioned = cache.batch([5, 0, 3, 3]), open_cache(cache.path, access="pread").batch([5, 0, 3, 3])
+    assert mapped.arrays.keys() == positioned.arrays.keys()
+    for name, array in mapped.arrays.items():
+        np.testing.assert_array_equal(array, positioned.arrays[name], err_msg=name)
+        assert array.dtype == positioned.arrays[name].dtype
+    np.testing.assert_array_equal(mapped.entry_ptr, positioned.entry_ptr)
+
+
+def test_an_unknown_access_is_refused(cache: TeacherCache) -> None:
+    with pytest.raises(CacheError, match="access is 'fast'; choose from mmap, pread"):
+        open_cache(cache.path, access="fast")
+
+
+def test_reading_leaves_no_file_open(cache: TeacherCache) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    readers = [open_cache(cache.path, access=access) for access in ("mmap", "pread")]
+    for reader in readers:
+        reader.batch(range(6))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def _decoded_gaps(cache: TeacherCache, queue: "multiprocessing.Queue[np.ndarray]") -> None:

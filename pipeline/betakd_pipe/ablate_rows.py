@@ -17,6 +17,7 @@ from betakd_stages.files import write_atomically
 EVALUATION = "evaluation"
 ROW = "row.json"
 RESULTS = "results.csv"
+TIMINGS = "timings.jsonl"
 
 _BETA = re.compile("beta/[^/]+")  # not its quantiles, such as beta/fkl/q50
 
@@ -35,7 +36,7 @@ class ResultRow:
     metrics: Mapping[str, float]
     """The final metrics of stage two."""
     seconds: float
-    """Wall time of stage two in the session that finished it."""
+    """Training time of stage two over all sessions, without loading and evaluation."""
     run: Path
     """The run folder; that of an identical run where this one was not needed."""
 
@@ -66,7 +67,7 @@ class ResultRow:
         }
 
 
-def result_row(run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str, float], seconds: float) -> ResultRow:
+def result_row(run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str, float]) -> ResultRow:
     """The row of a run from the scores of its evaluation and the final metrics of stage two."""
     return ResultRow(
         method=run.method,
@@ -76,9 +77,16 @@ def result_row(run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str,
         agreement=scores.get("agreement"),
         expected_calibration_error=scores["expected_calibration_error"],
         metrics=metrics,
-        seconds=seconds,
+        seconds=training_seconds(run.folder),
         run=run.folder,
     )
+
+
+def training_seconds(run: Path) -> float:
+    """Seconds of training in a run folder: the steps between two rows of timings.jsonl times the seconds of each."""
+    rows = [json.loads(line) for line in (run / TIMINGS).read_text(encoding="utf-8").splitlines()]
+    starts = [0, *(row["step"] for row in rows)]
+    return float(sum((row["step"] - start) * row["seconds_per_step"] for row, start in zip(rows, starts, strict=False)))
 
 
 def write_row(run: PlannedRun, row: ResultRow) -> None:

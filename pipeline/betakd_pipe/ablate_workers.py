@@ -5,7 +5,6 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -76,11 +75,9 @@ def execute_all(
 def execute(run: PlannedRun, load_stages: LoadStages) -> ResultRow:
     """Distil and evaluate, each resumed if it was interrupted; the row is in the run folder afterwards."""
     stages = load_stages()
-    started_s = time.monotonic()
     summary = distill(run.settings, run.folder, progress=SilentProgress(), stages=stages)
-    seconds = time.monotonic() - started_s
     scores = evaluate(run.evaluation, run.folder / EVALUATION, progress=SilentProgress(), stages=stages)
-    row = result_row(run, scores, summary.final_metrics, seconds)
+    row = result_row(run, scores, summary.final_metrics)
     write_row(run, row)
     return row
 

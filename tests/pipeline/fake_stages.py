@@ -46,6 +46,9 @@ def fake_distill(settings: DistillSettings, out: Path, *, progress: Progress) ->
     beta = float(settings.weighting.options.get("beta", 1.0))
     (out / "model").mkdir(exist_ok=True)
     (out / "result.json").write_text(json.dumps({"seed": settings.seed, "beta": beta}), encoding="utf-8")
+    (out / "timings.jsonl").write_text(
+        '{"step": 10, "seconds_per_step": 0.5}\n{"step": 14, "seconds_per_step": 0.25}\n', encoding="utf-8"
+    )
     metrics = {"validation_accuracy": VALIDATION_BY_BETA[beta], "beta/fkl": beta, "beta/fkl/q50": beta}
     return FakeSummary(settings.training.steps or 1, metrics)
 

@@ -22,21 +22,21 @@ class Energy(nn.Module):
         temperature: float = 1.0,
         teacher_temperature: float | None = None,
         student_temperature: float | None = None,
-        scale_by_squared_temperature: bool = False,
+        temperature_power: float = 0.0,
         include_teacher_entropy: bool = False,
         confidence_gate: float = 0.0,
     ) -> None:
         """`temperature` serves both sides unless one of them has its own.
 
-        `scale_by_squared_temperature` multiplies by teacher times student temperature. `include_teacher_entropy`
-        gives the expected energy under the teacher, E[l(onehot y, student)] with y drawn from the teacher.
-        `confidence_gate` is the power of the factor (p1 - p2)^power, p1 and p2 the teacher's two largest
-        probabilities at temperature 1; 0 is no gate.
+        `temperature_power` multiplies by that power of the temperature (the geometric mean of the two); 2 is the
+        customary factor, and would move a learned weight. `include_teacher_entropy` gives the expected energy under
+        the teacher, E[l(onehot y, student)] with y drawn from the teacher. `confidence_gate` is the power of the
+        factor (p1 - p2)^power, p1 and p2 the teacher's two largest probabilities at temperature 1; 0 is no gate.
         """
         super().__init__()
         self.teacher_temperature = _positive("temperature", teacher_temperature or temperature)
         self.student_temperature = _positive("temperature", student_temperature or temperature)
-        self.scale_by_squared_temperature = scale_by_squared_temperature
+        self.temperature_power = temperature_power
         self.include_teacher_entropy = include_teacher_entropy
         if confidence_gate < 0:
             raise ConfigError(f"confidence_gate is {confidence_gate}: give a power of 0 (no gate) or more")
@@ -67,15 +67,22 @@ class Energy(nn.Module):
         energy = self.discrepancy(statistics, targets)
         if self.include_teacher_entropy:
             energy = self.expected(energy, statistics, targets)
-        if self.scale_by_squared_temperature:
+        if self.temperature_power:
             teacher_temperature, student_temperature = self.temperatures(statistics)
-            energy = energy * teacher_temperature * student_temperature
+            energy = energy * (teacher_temperature * student_temperature) ** (self.temperature_power / 2)
         if self.confidence_gate:
             energy = energy * targets.margin().to(energy.dtype).clamp(min=0.0) ** self.confidence_gate
         return energy
 
     def advance(self, progress: float) -> None:
         """Called once after each optimizer step with the fraction of the run that is done, 0 to 1."""
+
+
+def fraction(name: str, value: float) -> float:
+    """The value as a float. Raises ConfigError unless it lies between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value}: give a number from 0 to 1")
+    return float(value)
 
 
 def _positive(name: str, value: float) -> float:

@@ -1,5 +1,7 @@
 """Distances between probability vectors. The tail's share needs only the student's tail sum of q^2."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,3 +44,23 @@ class CosineOfProbabilities(ProbabilityEnergy):
 
 def _unit(vectors: Tensor) -> Tensor:
     return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+class SquaredErrorOfProbabilities(ProbabilityEnergy):
+    """The sum of (p - q)^2, or their mean over the vocabulary."""
+
+    def __init__(self, *, mean_over_vocabulary: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.mean_over_vocabulary = mean_over_vocabulary
+
+    def discrepancy(self, statistics: StudentStatistics, targets: TeacherTargets) -> Tensor:
+        teacher, student = self.vectors(statistics, targets)
+        return (teacher - student).square().sum(dim=1) / self._divisor(targets)
+
+    def expected(self, discrepancy: Tensor, statistics: StudentStatistics, targets: TeacherTargets) -> Tensor:
+        """Plus 1 - |p|^2."""
+        teacher = self.vectors(statistics, targets)[0]
+        return discrepancy + (1.0 - teacher.square().sum(dim=1)) / self._divisor(targets)
+
+    def _divisor(self, targets: TeacherTargets) -> int:
+        return targets.vocabulary_size if self.mean_over_vocabulary else 1

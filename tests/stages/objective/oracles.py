@@ -1,6 +1,7 @@
 """The formulas of the objective in float64 NumPy, over the whole vocabulary, sharing no code with the package."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,23 +57,133 @@ def cosine_distance(p: Array, q: Array) -> float:
     return float(1 - (p @ q) / np.sqrt((p @ p) * (q @ q)))
 
 
-DISTRIBUTION_ENERGIES: dict[str, Callable[[Array, Array], float]] = {
-    "fkl": kl,
-    "cosine_probs": cosine_distance,
+def skewed(p: Array, q: Array, weight: float) -> Array:
+    """weight p + (1 - weight) q."""
+    return weight * p + (1 - weight) * q
+
+
+def alpha_beta(p: Array, q: Array, a: float, b: float) -> float:
+    """For a, b and a + b all different from 0."""
+    c = a + b
+    return float(-(p**a * q**b - a / c * p**c - b / c * q**c).sum() / (a * b))
+
+
+def decoupled(p: Array, q: Array, gold: int, rest_weight: float = 0.5) -> float:
+    """KL of (label, rest) plus the weighted KL of the rest, renormalised."""
+    binary = [np.array([side[gold], np.delete(side, gold).sum()]) for side in (p, q)]
+    rest = [np.delete(side, gold) / np.delete(side, gold).sum() for side in (p, q)]
+    return kl(binary[0], binary[1]) + rest_weight * kl(rest[0], rest[1])
+
+
+def adaptive(point: "Point", mass: float = 0.5) -> float:
+    """Forward and reverse KL weighted by the frozen gaps over the smallest kept set that reaches `mass`."""
+    order = point.kept[np.argsort(-point.frozen_p[point.kept])]
+    num_head = int(np.searchsorted(np.cumsum(point.frozen_p[order]), mass) + 1)
+    head = order[:num_head]
+    gaps = np.abs(point.frozen_p - point.frozen_q)
+    share = gaps[head].sum() / gaps.sum()
+    return share * kl(point.p, point.q) + (1 - share) * kl(point.q, point.p)
+
+
+def taid(point: "Point", t: float = 0.4) -> float:
+    """KL from the frozen intermediate teacher."""
+    intermediate = softmax((1 - t) * np.log(point.frozen_q) + t * np.log(point.frozen_p))
+    return kl(intermediate, point.q)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Teacher (its tail shaped as the student's) and student at one token; frozen: what carries no gradient."""
+
+    p: Array
+    q: Array
+    frozen_p: Array
+    frozen_q: Array
+    kept: NDArray[np.int64]
+    gold: int
+
+
+DISTRIBUTION_ENERGIES: dict[str, Callable[[Point], float]] = {
+    "adaptive_kl": adaptive,
+    "alpha_beta": lambda at: alpha_beta(at.p, at.q, 0.2, 0.7),
+    "cosine_probs": lambda at: cosine_distance(at.p, at.q),
+    "dkd": lambda at: decoupled(at.p, at.q, at.gold),
+    "fkl": lambda at: kl(at.p, at.q),
+    "js": lambda at: 0.5 * kl(at.p, skewed(at.p, at.q, 0.5)) + 0.5 * kl(at.q, skewed(at.p, at.q, 0.5)),
+    "mse_probs": lambda at: float(((at.p - at.q) ** 2).sum()),
+    "rkl": lambda at: kl(at.q, at.p),
+    "skew_fkl": lambda at: kl(at.p, skewed(at.p, at.q, 0.1)),
+    "skew_rkl": lambda at: kl(at.q, skewed(at.q, at.p, 0.1)),
+    "taid": taid,
+    "tvd": lambda at: float(np.abs(at.p - at.q).sum() / 2),
 }
 """Energies of two distributions over the vocabulary, at their default settings."""
 
 
-def sparse_energy(
-    energy: Callable[[Array, Array], float],
+def point(
     teacher_logits: Array,
     student_logits: Array,
+    frozen_logits: Array,
     kept: NDArray[np.int64],
+    gold: int,
     temperature: float = 1.0,
-) -> float:
-    """The energy of one token where the teacher's tail takes the student's shape."""
-    p, q = softmax(teacher_logits, temperature), softmax(student_logits, temperature)
-    return energy(student_shaped_tail(p, q, kept), q)
+) -> Point:
+    """The point of one token, at one temperature for both sides."""
+    teacher = softmax(teacher_logits, temperature)
+    student, frozen = softmax(student_logits, temperature), softmax(frozen_logits, temperature)
+    return Point(
+        student_shaped_tail(teacher, student, kept),
+        student,
+        student_shaped_tail(teacher, frozen, kept),
+        frozen,
+        kept,
+        gold,
+    )
+
+
+def cross_entropy(p: Array, q: Array) -> float:
+    """Minus the sum of p log q."""
+    return float(-(p * np.log(q)).sum())
+
+
+def standardised(logits: Array) -> Array:
+    """As the paper's code: by the unbiased deviation plus 1e-8."""
+    return (logits - logits.mean()) / (logits.std(ddof=1) + 1e-8)
+
+
+def published_adaptive(teacher_logits: Array, student_logits: Array) -> float:
+    """The paper's code: ascending order, mask not carried back to the vocabulary's order, cross-entropy part."""
+    p, q = softmax(teacher_logits), softmax(student_logits)
+    head = np.cumsum(np.sort(p)) >= 0.5
+    gaps = np.abs(p - q)
+    share = gaps[head].sum() / gaps.sum()
+    return share * cross_entropy(p, q) + (1 - share) * kl(q, p)
+
+
+def published_taid(teacher_logits: Array, student_logits: Array, frozen_logits: Array, t: float = 0.4) -> float:
+    """The paper's code."""
+    return cross_entropy(softmax((1 - t) * frozen_logits + t * teacher_logits), softmax(student_logits))
+
+
+PUBLISHED_ENERGIES: dict[str, Callable[[Array, Array, Array, int], float]] = {
+    "adaptive_kl": lambda t, s, frozen, gold: published_adaptive(t, s),
+    "cosine_logits": lambda t, s, frozen, gold: cosine_distance(standardised(t), standardised(s)),
+    "cosine_probs": lambda t, s, frozen, gold: cosine_distance(softmax(t), softmax(s)),
+    "dkd": lambda t, s, frozen, gold: decoupled(softmax(t), softmax(s), gold),
+    "fkl": lambda t, s, frozen, gold: cross_entropy(softmax(t), softmax(s)),
+    "js": lambda t, s, frozen, gold: (
+        0.1 * kl(softmax(t), skewed(softmax(t), softmax(s), 0.1))
+        + 0.9 * kl(softmax(s), skewed(softmax(t), softmax(s), 0.1))
+    ),
+    "mse_logits": lambda t, s, frozen, gold: float(((standardised(t) - standardised(s)) ** 2).mean()),
+    "mse_probs": lambda t, s, frozen, gold: float(((softmax(t) - softmax(s)) ** 2).mean()),
+    "rkl": lambda t, s, frozen, gold: kl(softmax(s), softmax(t)),
+    "skew_fkl": lambda t, s, frozen, gold: cross_entropy(softmax(t), skewed(softmax(t), softmax(s), 0.1)),
+    "skew_rkl": lambda t, s, frozen, gold: kl(softmax(s), skewed(softmax(s), softmax(t), 0.1)),
+    "taid": lambda t, s, frozen, gold: published_taid(t, s, frozen),
+    "tvd": lambda t, s, frozen, gold: float(np.abs(softmax(t) - softmax(s)).sum() / 2),
+}
+"""What the paper's code computes of full logits (teacher, student, frozen student, label) at temperature 1."""
 
 
 def numerical_gradient(function: Callable[[Array], float], at: Array, step: float = 1e-5) -> Array:

@@ -237,7 +237,7 @@ def test_info_counts_what_the_files_hold(tmp_path: Path) -> None:
 
 def test_every_result_is_plain_json(tmp_path: Path) -> None:
     caches_of(tmp_path / "a", COMPACT)
-    results = [
+    results: list[Any] = [
         info(tmp_path / "a"),
         verify(tmp_path / "a"),
         diff(tmp_path / "a", tmp_path / "a"),

@@ -1,0 +1,68 @@
+"""What each method and its cache were: full configurations, their differences, and the identity of every cache."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from betakd_cache import Manifest, read_manifest
+from betakd_pipe.ablate_rows import ResultRow
+from betakd_pipe.config import flatten, read_layer
+from betakd_pipe.report.records import ReportScenario, rows_by_method
+from betakd_pipe.report.tables import PlainTable, difference_table
+from betakd_pipe.run_folder import CONFIG
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCache:
+    """A cache and the YAML of its identity, or a sentence saying that it is gone."""
+
+    path: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSettings:
+    """Configurations of each method's first run as YAML, their differences, and the caches of all runs."""
+
+    configurations: Mapping[str, str]
+    differences: PlainTable
+    caches: tuple[ShownCache, ...]
+
+
+def shown_settings(scenario: ReportScenario) -> ShownSettings:
+    """The settings section of a scenario. Raises ConfigError and CacheError for files that are damaged."""
+    rows = rows_by_method(scenario)
+    first = {method: _configuration(of_method[0]) for method, of_method in rows.items()}
+    caches = dict.fromkeys(
+        path for of_method in rows.values() for row in of_method if (path := _configuration(row)["cache"]) is not None
+    )
+    return ShownSettings(
+        configurations={method: _yaml(settings) for method, settings in first.items()},
+        differences=difference_table({method: flatten(settings) for method, settings in first.items()}),
+        caches=tuple(ShownCache(path, _identity(Path(path))) for path in caches),
+    )
+
+
+def _configuration(row: ResultRow) -> Mapping[str, Any]:
+    return read_layer(row.run / CONFIG).values
+
+
+def _identity(path: Path) -> str:
+    """A report of runs that were moved, or whose cache was deleted to save space, is still worth reading."""
+    return _yaml(_facts(read_manifest(path))) if path.exists() else "The cache is no longer at this path."
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        **manifest.identity,
+        "token_rule": manifest.token_rule.to_json(),
+        "vocabulary_size": manifest.vocabulary_size,
+        "counts": asdict(manifest.counts),
+    }
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True).rstrip()

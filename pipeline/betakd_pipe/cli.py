@@ -225,7 +225,7 @@ def demo(
     from betakd_pipe.demo import run_demo
     from betakd_pipe.progress import terminal_progress
 
-    return run_demo(out, comma_separated("--seeds", seeds, int) or [], quick, terminal_progress()) or 0
+    return run_demo(out, comma_separated("--seeds", seeds, int) or [], quick, terminal_progress())
 
 
 def _energies(names: list[str] | None) -> list[str] | None:

@@ -84,7 +84,7 @@ def check_configuration(folder: Path, settings: BaseModel) -> None:
     now = flatten(settings.model_dump(mode="json"))
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
-        if old != new or type(old) is not type(new):
+        if not _same(old, new):
             raise ConfigError(
                 f"{folder}: was started with {key} = {_show(old)}, now it is {_show(new)}: "
                 "choose another --out, or delete that folder to start again"
@@ -146,6 +146,13 @@ def _remove_unused(folder: Path, made: list[Path]) -> None:
     for path in made:
         if not any(path.iterdir()):
             path.rmdir()
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two values of a setting are equal, or name one existing file or folder in two ways."""
+    if isinstance(old, str) and isinstance(new, str) and os.path.exists(old) and os.path.exists(new):
+        return os.path.samefile(old, new)
+    return type(old) is type(new) and bool(old == new)
 
 
 def _show(value: Any) -> str:

@@ -57,6 +57,24 @@ def test_other_settings_are_refused_naming_the_first_difference(tmp_path: Path) 
     )
 
 
+def test_the_same_folder_by_another_name_is_the_same_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    started(tmp_path / "run", SETTINGS.model_copy(update={"student": "student"}))
+    check_configuration(tmp_path / "run", SETTINGS.model_copy(update={"student": str(tmp_path / "student")}))
+    with pytest.raises(ConfigError, match="was started with student = 'student'"):
+        check_configuration(tmp_path / "run", SETTINGS.model_copy(update={"student": str(tmp_path / "other")}))
+
+
+def test_true_is_not_one(tmp_path: Path) -> None:
+    started(tmp_path / "run", SETTINGS.model_copy(update={"seed": 1}))
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("seed: 1", "seed: true"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="seed = True, now it is 1"):
+        check_configuration(tmp_path / "run", SETTINGS.model_copy(update={"seed": 1}))
+
+
 def test_a_setting_that_was_absent_is_shown_as_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     started(folder)

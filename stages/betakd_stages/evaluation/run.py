@@ -82,9 +82,7 @@ def _score(predictions: Sequence[Mapping[str, Any]], reference: Mapping[str, str
     if reference is not None:
         missing = [prediction["sample_id"] for prediction in predictions if prediction["sample_id"] not in reference]
         if missing:
-            raise DataError(
-                f"the reference evaluation lacks {missing[0]!r}: evaluate the teacher on the same benchmark"
-            )
+            raise DataError(f"the reference lacks {missing[0]!r}: evaluate the teacher on the same benchmark")
         scores["agreement"] = percent([item["answer"] == reference[item["sample_id"]] for item in predictions])
     return scores
 

@@ -1,0 +1,35 @@
+"""What several test folders share: tiny models and a cache, made once per test process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from betakd_stages.caching import cache_teacher
+from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
+from betakd_stages.progress import SilentProgress
+from betakd_stages.settings import CacheTeacherSettings
+
+DATA = "digits:transfer?count=48&seed=3&label_noise=0.2"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Untrained models of the demo's sizes, and the teacher's cache over 48 questions."""
+
+    teacher: Path
+    student: Path
+    cache: Path
+    data: str
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("world")
+    teacher = save_tiny_model(folder / "teacher", TEACHER_SIZE, seed=1)
+    student = save_tiny_model(folder / "student", STUDENT_SIZE, seed=2)
+    settings = CacheTeacherSettings(teacher=str(teacher), data=DATA, shard_samples=20, batch_size=7)
+    cache_teacher(settings, folder / "cache", progress=SilentProgress())
+    return World(teacher, student, folder / "cache", DATA)

@@ -5,7 +5,6 @@ Nothing is divided by the batch: the output carries the sum and its count, and w
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,42 +14,11 @@ from betakd_stages.choices import pick
 from betakd_stages.energies import Energy, make_energy
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.features import FeatureChannel, FeatureStatistics
+from betakd_stages.objective_output import ObjectiveOutput, require_finite
 from betakd_stages.statistics import Head, Needs, student_statistics
 from betakd_stages.targets import TeacherTargets
 from betakd_stages.weighting_inputs import WeightingInputs
-from betakd_stages.weightings import WEIGHTINGS, Weighting, make_weighting
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectiveOutput:
-    """The objective of B samples with C channels, in the order of `Objective.channels`."""
-
-    objective: Tensor
-    """`[B]`, one number per sample; 0 for a sample without supervised tokens."""
-    sample_weights: Tensor
-    """`[B]`, how much each sample counts: 1, or its number of tokens; 0 without supervised tokens."""
-    cross_entropy: Tensor
-    """`[B]`, mean over the tokens of each sample, unweighted."""
-    energies: Tensor
-    """`[B, C]`, mean over the tokens of each sample, unweighted; 0 where a channel is absent."""
-    present: Tensor
-    """bool `[B, C]`, where a channel applies to a sample."""
-    betas: Tensor
-    """`[B, C]`, the weights; 0 where a channel is absent."""
-    cross_entropy_weights: Tensor
-    """`[B]`."""
-    teacher_entropy: Tensor
-    """`[B]`, mean over the tokens of each sample, in nats at temperature 1."""
-
-    @property
-    def total(self) -> Tensor:
-        """The weighted sum over the batch. Divide by the sum of `count` over everything that is accumulated."""
-        return (self.objective * self.sample_weights).sum()
-
-    @property
-    def count(self) -> Tensor:
-        """What `total` is to be divided by: the number of samples, or of tokens."""
-        return self.sample_weights.sum()
+from betakd_stages.weightings import WEIGHTINGS, GradientWeighting, Weighting, make_weighting
 
 
 class Objective(nn.Module):
@@ -125,6 +93,29 @@ class Objective(nn.Module):
             needs = needs | energy.needs(targets)
         return needs
 
+    @property
+    def remaining_batches(self) -> int:
+        """How many batches must go through this module without gradients before training starts (manual weights)."""
+        return self.weighting.remaining_batches
+
+    def backward(self, output: ObjectiveOutput, parameters: Sequence[nn.Parameter], divisor: float | Tensor) -> None:
+        """Adds the gradients of `output.total / divisor` to every trained parameter.
+
+        For PCGrad and GradNorm those of `parameters`, the student's, are combined from the channels' gradients; for
+        all other weightings this is one backward pass.
+        """
+        if not isinstance(self.weighting, GradientWeighting):
+            (output.total / divisor).backward()
+            return
+        losses = output.channel_totals() / divisor
+        chosen = [*parameters, *self.parameters()]
+        gradients = [
+            list(torch.autograd.grad(loss, chosen, retain_graph=True, materialize_grads=True)) for loss in losses
+        ]
+        unweighted = output.mean_losses()
+        for parameter, gradient in zip(chosen, self.weighting.combine(gradients, unweighted), strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
     def advance(self, progress: float) -> None:
         """To be called once after each optimizer step with the fraction of the run that is done, 0 to 1."""
         for energy in self._energies():
@@ -188,7 +179,7 @@ def build_objective(
         input_mean=inputs.mean,
         input_deviation=inputs.deviation,
         cross_entropy_weight=ce_weight,
-        **(weighting_settings or {}),
+        **{"semantics": semantics, **(weighting_settings or {})},
     )
     return Objective(built_energies, built_features, built_weighting, inputs, reduction)
 
@@ -214,17 +205,6 @@ REDUCTIONS = {
     "token": lambda num_tokens: num_tokens,
 }
 """From the tokens of each sample `[B]` to how much it counts: every sample alike (the paper), or every token."""
-
-
-def require_finite(output: ObjectiveOutput, sample_names: Sequence[str]) -> None:
-    """Raises MismatchError naming the samples whose objective is not finite. Synchronises with the device."""
-    bad = (~torch.isfinite(output.objective)).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(sample_names[index] for index in bad[:8])
-        raise MismatchError(
-            f"the objective is not finite for {len(bad)} of {len(sample_names)} samples ({names}): "
-            f"verify the cache, or lower the learning rate"
-        )
 
 
 def _sample_means(values: Tensor, targets: TeacherTargets, num_tokens: Tensor) -> Tensor:
@@ -260,3 +240,6 @@ def _feature_energy(
     teacher_rows = teacher[name].masked_fill(~mask.unsqueeze(1), 0.0)
     energy: Tensor = channel(student_rows, teacher_rows)
     return energy.masked_fill(~mask, 0.0)
+
+
+__all__ = ["Objective", "ObjectiveOutput", "build_objective", "require_finite"]

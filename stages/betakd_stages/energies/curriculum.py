@@ -47,7 +47,9 @@ class CurriculumTemperature(Energy):
         self.minimum, self.span = minimum_temperature, temperature_span
         self.maximum = maximum_temperature or minimum_temperature + temperature_span
         self.fixed_scale = gradient_scale
-        self.gradient_scale = 0.0 if gradient_scale is None else gradient_scale
+        self.gradient_scale: Tensor
+        # A buffer, so that a resumed run goes on where it stopped.
+        self.register_buffer("gradient_scale", torch.tensor(gradient_scale or 0.0))
         self.build(initial)
 
     def build(self, initial: float) -> None:
@@ -78,7 +80,7 @@ class CurriculumTemperature(Energy):
 
     def advance(self, progress: float) -> None:
         if self.fixed_scale is None:
-            self.gradient_scale = -0.5 * (1.0 - math.cos(math.pi * progress))
+            self.gradient_scale.fill_(-0.5 * (1.0 - math.cos(math.pi * progress)))
 
 
 class CurriculumTemperatureNetwork(CurriculumTemperature):

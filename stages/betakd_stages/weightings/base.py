@@ -52,6 +52,11 @@ class Weighting(nn.Module):
         # An input that is constant over the cache stays 0 instead of dividing by 0.
         self.register_buffer("input_deviation", deviation.masked_fill(deviation == 0, 1.0))
 
+    @property
+    def remaining_batches(self) -> int:
+        """How many batches it has to see without gradients before training starts."""
+        return 0
+
     def standardise(self, inputs: Tensor) -> Tensor:
         """Inputs `[B, F]` with mean 0 and deviation 1 over the cache, float32."""
         return (inputs.float() - self.input_mean) / self.input_deviation

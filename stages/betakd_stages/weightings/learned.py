@@ -1,7 +1,8 @@
 """Weights that are learned with the student: one for each channel (task), or one for each sample and channel
 (instance)."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,30 +46,55 @@ class LearnedWeighting(Weighting):
         initial_beta: PerChannel = 1.0,
         positivity: str = "softplus",
         dimension: PerChannel = 1.0,
+        learn_cross_entropy: bool = False,
+        log_beta_limit: float = math.inf,
         **settings: Any,
     ) -> None:
-        """`dimension` is d: the paper defines it as the size of the activation and does not say what it used."""
+        """`dimension` is d: the paper defines it as the size of the activation and does not say what it used.
+        `learn_cross_entropy` gives the cross-entropy a learned weight too, as if it were a channel.
+        `log_beta_limit` is how far log beta may go from its start, either way.
+        """
         super().__init__(channels, input_size, **settings)
         betas = per_channel("initial_beta", initial_beta, self.channels)
         if bool((betas <= 0).any()):
             raise ConfigError(f"initial_beta is {betas.tolist()}: give numbers above 0")
+        dimensions = per_channel("dimension", dimension, self.channels)
+        self.learn_cross_entropy = learn_cross_entropy
+        if learn_cross_entropy:
+            # The cross-entropy comes first; where channels differ, it starts at 1 with d = 1.
+            betas = torch.cat([_one_number(initial_beta), betas])
+            dimensions = torch.cat([_one_number(dimension), dimensions])
         self._log_beta: Callable[[Tensor], Tensor]
         self._log_beta, inverse = pick("positivity", POSITIVITY, positivity)
+        self.log_beta_limit = log_beta_limit
         self.initial_raw = inverse(betas)
+        self.initial_log_betas: Tensor
         self.dimensions: Tensor
-        self.register_buffer("dimensions", per_channel("dimension", dimension, self.channels))
+        self.register_buffer("initial_log_betas", betas.log())
+        self.register_buffer("dimensions", dimensions)
 
     def raw_numbers(self, inputs: Tensor) -> Tensor:
-        """What positivity turns into betas, `[B, C]` or `[1, C]`, from standardised inputs `[B, F]`."""
+        """What positivity turns into betas, from standardised inputs `[B, F]`: `[B, C]` or `[1, C]`, with one column
+        more, the first, where the cross-entropy's weight is learned."""
         raise NotImplementedError
 
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
-        log_betas = self._log_beta(self.raw_numbers(self.standardise(inputs))).expand_as(energies)
-        betas = log_betas.exp().masked_fill(~present, 0.0)
-        complexity = (0.5 * self.dimensions * log_betas).masked_fill(~present, 0.0)
+        log_betas = self._log_beta(self.raw_numbers(self.standardise(inputs)))
+        low, high = self.initial_log_betas - self.log_beta_limit, self.initial_log_betas + self.log_beta_limit
+        log_betas = log_betas.clamp(low, high).expand(len(energies), -1)
+        betas, complexity = log_betas.exp(), 0.5 * self.dimensions * log_betas
         weights = torch.full_like(cross_entropy, self.cross_entropy_weight)
-        objective = weights * cross_entropy + (betas * energies - complexity).sum(dim=1)
+        offset = torch.zeros_like(cross_entropy)
+        if self.learn_cross_entropy:
+            weights, offset = weights * betas[:, 0], self.cross_entropy_weight * complexity[:, 0]
+            betas, complexity = betas[:, 1:], complexity[:, 1:]
+        betas, complexity = betas.masked_fill(~present, 0.0), complexity.masked_fill(~present, 0.0)
+        objective = weights * cross_entropy - offset + (betas * energies - complexity).sum(dim=1)
         return WeightingOutput(objective, betas, weights)
+
+
+def _one_number(values: PerChannel) -> Tensor:
+    return torch.tensor([1.0 if isinstance(values, Mapping) else float(values)])
 
 
 class TaskWeighting(LearnedWeighting):
@@ -85,16 +111,27 @@ class TaskWeighting(LearnedWeighting):
 class InstanceWeighting(LearnedWeighting):
     """A weight for each sample and channel from a two-layer network on the sample's inputs. Source: paper, eq. 14.
 
-    The last layer starts at zero, so that every sample starts with the initial beta.
+    The last layer starts at zero, so that every sample starts with the initial beta. `batch_means` puts the batch's
+    mean energies in place of each sample's own, as the paper's code does: the network then learns nothing of samples,
+    and the objective depends on the batch.
     """
 
     uses_inputs = True
 
-    def __init__(self, channels: Sequence[str], input_size: int, *, hidden_size: int = 128, **settings: Any) -> None:
+    def __init__(
+        self,
+        channels: Sequence[str],
+        input_size: int,
+        *,
+        hidden_size: int = 128,
+        batch_means: bool = False,
+        **settings: Any,
+    ) -> None:
         super().__init__(channels, input_size, **settings)
         if input_size == 0:
             raise ConfigError("instance weighting has no inputs: cache a pooled teacher feature, or name other inputs")
-        last = nn.Linear(hidden_size, len(self.channels))
+        self.batch_means = batch_means
+        last = nn.Linear(hidden_size, len(self.initial_raw))
         nn.init.zeros_(last.weight)
         with torch.no_grad():
             last.bias.copy_(self.initial_raw)
@@ -102,3 +139,31 @@ class InstanceWeighting(LearnedWeighting):
 
     def raw_numbers(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
+
+    def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
+        if self.batch_means:
+            means = (energies * present).sum(dim=0) / present.sum(dim=0).clamp(min=1)
+            energies = means * present
+            cross_entropy = cross_entropy.mean().expand_as(cross_entropy)
+        return super().forward(cross_entropy, energies, present, inputs)
+
+
+REFERENCE_SETTINGS: dict[str, dict[str, Any]] = {
+    "task": {"positivity": "exp", "initial_beta": 0.5, "log_beta_limit": 5.0, "learn_cross_entropy": True},
+    "instance": {
+        "positivity": "exp",
+        "dimension": 2.0,
+        "log_beta_limit": 5.0,
+        "learn_cross_entropy": True,
+        "batch_means": True,
+    },
+}
+"""What `semantics="reference"` sets: the paper's code, up to a constant. Its task objective (e^-s L + s) / 2 is
+beta L - log(beta) / 2 with beta = e^-s / 2; its instance objective e^-s L + s is beta L - log beta with beta = e^-s."""
+
+
+class KendallWeighting(TaskWeighting):
+    """Homoscedastic uncertainty, the cross-entropy weighted too: the paper's code at task level (arXiv 1705.07115)."""
+
+    def __init__(self, channels: Sequence[str], input_size: int, **settings: Any) -> None:
+        super().__init__(channels, input_size, **{**REFERENCE_SETTINGS["task"], **settings})

@@ -93,7 +93,8 @@ def test_the_gradient_of_ctkds_temperature_is_reversed_and_grows_over_the_run(ba
 
     def value(raw: float) -> float:
         probe = make_energy("ctkd").double()
-        probe.load_state_dict({"raw": torch.tensor(raw, dtype=torch.float64)})
+        assert isinstance(probe, CurriculumTemperature)
+        probe.raw.data.fill_(raw)
         return float(run(probe, batch, targets).sum().detach())
 
     slope = (value(-2 + 1e-4) - value(-2 - 1e-4)) / 2e-4

@@ -123,7 +123,7 @@ def test_unknown_settings_of_a_weighting_are_errors_that_list_the_valid_ones(nam
 
 
 def test_wrong_weights_are_errors_that_say_what_to_give() -> None:
-    with pytest.raises(ConfigError, match=r"unknown weighting 'learned': choose one of fixed, instance, task"):
+    with pytest.raises(ConfigError, match=r"unknown weighting 'learned': choose one of fixed, gradnorm, instance"):
         make_weighting("learned", CHANNELS, 2)
     with pytest.raises(ConfigError, match=r"beta is given for rkl but the channels are fkl, feature:vision: give"):
         make_weighting("fixed", CHANNELS, 2, beta={"rkl": 1.0})
@@ -133,5 +133,11 @@ def test_wrong_weights_are_errors_that_say_what_to_give() -> None:
         make_weighting("task", CHANNELS, 2, initial_beta=0.0)
     with pytest.raises(ConfigError, match=r"unknown positivity 'relu': choose one of exp, softplus"):
         make_weighting("task", CHANNELS, 2, positivity="relu")
+    with pytest.raises(ConfigError, match=r"unknown semantics 'papers': choose one of paper, reference"):
+        make_weighting("task", CHANNELS, 2, semantics="papers")
+    with pytest.raises(ConfigError, match=r"num_batches is 0: give 1 or more"):
+        make_weighting("manual", CHANNELS, 2, num_batches=0)
+    with pytest.raises(ConfigError, match=r"learning_rate is -1.0: give a number above 0"):
+        make_weighting("gradnorm", CHANNELS, 2, learning_rate=-1.0)
     with pytest.raises(ConfigError, match=r"instance weighting has no inputs: cache a pooled teacher feature"):
         make_weighting("instance", CHANNELS, 0)

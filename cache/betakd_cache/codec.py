@@ -20,8 +20,8 @@ def encode_gaps(gaps: NDArray[np.float32], dtype: np.dtype) -> NDArray[np.unsign
     """The codes `[...]` of gaps in nats; `dtype` is u8 or u16."""
     levels = np.float32(np.iinfo(dtype).max / _SPAN)
     limited = np.minimum(gaps, np.float32(GAP_LIMIT))
-    codes = np.rint(-levels * np.expm1(limited * np.float32(-1 / GAP_SCALE)))
-    # The largest code rounds to just above its integer type's range in float32 for 16 bits.
+    codes = np.rint(levels * (1 - np.exp(limited * np.float32(-1 / GAP_SCALE))))
+    # In float32 the last of 65,535 levels may round to just above the range of its integer type.
     return np.minimum(codes, np.float32(np.iinfo(dtype).max)).astype(dtype)
 
 

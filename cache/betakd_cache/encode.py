@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from betakd_cache.codec import encode_gaps, split_ids
 from betakd_cache.errors import CacheError
 from betakd_cache.layout import NUM_EXACT_RANKS, CacheRules, array_specs
-from betakd_cache.record import TeacherRecord
+from betakd_cache.record import TeacherRecord, joined
 
 
 def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[str, NDArray[Any]]:
     """The arrays of a shard by name, exactly as `array_specs` lists them. The records have passed `check_record`."""
     token_counts = np.array([len(record.token_ids) for record in records])
-    entry_counts = _joined(records, "entry_counts")
+    entry_counts = joined(records, "entry_counts")
     tokens_before = np.concatenate(([0], np.cumsum(token_counts)))
     entries_before = np.concatenate(([0], np.cumsum(entry_counts)))
-    ids, gaps, token_ids = _joined(records, "ids"), _joined(records, "gaps"), _joined(records, "token_ids")
+    ids, gaps, token_ids = joined(records, "ids"), joined(records, "gaps"), joined(records, "token_ids")
     low, high = split_ids(ids)
     token_low, token_high = split_ids(token_ids)
     arrays: dict[str, NDArray[Any]] = {
@@ -34,12 +34,12 @@ def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[s
         "gap_top": _top_gaps(gaps, entry_counts, entries_before[:-1]),
     }
     for name in ("gold_gap", "tail_lse", "tail_energy"):
-        arrays[name] = _joined(records, name)
+        arrays[name] = joined(records, name)
     if rules.logit_moments:
         for name in ("logit_max", "logit_mean", "logit_std"):
-            arrays[name] = _joined(records, name)
+            arrays[name] = joined(records, name)
     for name, size in rules.feature_sizes.items():
-        arrays[f"features/{name}"] = np.stack([record.features.get(name, np.zeros(size)) for record in records])
+        arrays[f"features/{name}"] = _stacked(records, name, size, np.dtype("f4" if rules.token_rule.exact else "f2"))
         arrays[f"present/{name}"] = np.array([name in record.features for record in records])
     return {spec.name: np.ascontiguousarray(arrays[spec.name], spec.dtype) for spec in array_specs(rules)}
 
@@ -52,7 +52,7 @@ def encode_rows(records: Sequence[TeacherRecord], rules: CacheRules) -> pa.Table
     token_counts = np.array([len(record.token_ids) for record in records])
     columns: dict[str, Any] = {"sample_id": [record.sample_id for record in records], "num_tokens": token_counts}
     names = ("entry_counts", "gaps", "gold_gap", "tail_lse", "tail_energy")
-    summaries = token_summaries(rules.token_rule.temperatures, *(_joined(records, name) for name in names))
+    summaries = token_summaries(rules.token_rule.temperatures, *(joined(records, name) for name in names))
     columns |= sample_means(summaries, np.concatenate(([0], np.cumsum(token_counts))))
     for name in dict.fromkeys(name for record in records for name in record.row):
         try:
@@ -77,12 +77,11 @@ def token_summaries(
     column = int(np.argmin(np.abs(np.log(temperatures))))
     temperature = temperatures[column]
     starts = np.cumsum(counts) - counts
-    wide = gaps.astype(np.float64)
-    weights = np.exp(-wide / temperature)
-    kept = np.add.reduceat(weights, starts)
+    weights = np.exp(gaps * np.float32(-1 / temperature))
+    kept = np.add.reduceat(weights, starts, dtype=np.float64)
     tail = np.exp(tail_lse[:, column].astype(np.float64))
     total = kept + tail
-    energy = np.add.reduceat(weights * wide, starts) + tail * tail_energy[:, column]
+    energy = np.add.reduceat(weights * gaps, starts, dtype=np.float64) + tail * tail_energy[:, column]
     return {
         "gold_nll": gold_gap / temperature + np.log(total),
         "entropy": np.log(total) + energy / total / temperature,
@@ -97,8 +96,13 @@ def sample_means(
     return {name: np.add.reduceat(values, token_ptr[:-1]) / np.diff(token_ptr) for name, values in summaries.items()}
 
 
-def _joined(records: Sequence[TeacherRecord], name: str) -> NDArray[Any]:
-    return np.concatenate([getattr(record, name) for record in records])
+def _stacked(records: Sequence[TeacherRecord], name: str, size: int, dtype: np.dtype) -> NDArray[Any]:
+    """A feature `[S, D]` in its stored precision, zeros where a record has none."""
+    features = np.zeros((len(records), size), dtype)
+    for row, record in zip(features, records, strict=True):
+        if name in record.features:
+            row[:] = record.features[name]
+    return features
 
 
 def _top_gaps(gaps: NDArray[np.float32], counts: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint16]:

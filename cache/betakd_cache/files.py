@@ -10,10 +10,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from betakd_cache.errors import CacheError
+
+SYNC_THREADS = 16  # they wait and do not compute
 
 REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again, what was committed is kept",
@@ -53,14 +56,21 @@ def write(path: Path, *parts: Any) -> tuple[int, str]:
 
 
 def sync(paths: Sequence[Path]) -> None:
-    """Wait until the content of these files and directories is on the device."""
-    for path in paths:
-        with naming(path):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    """Wait until the content of these files and directories is on the device; several at once share its commits."""
+    if len(paths) == 1:
+        _sync_one(paths[0])
+        return
+    with ThreadPoolExecutor(SYNC_THREADS) as threads:
+        list(threads.map(_sync_one, paths))
+
+
+def _sync_one(path: Path) -> None:
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -6,7 +6,7 @@ shard exists. A writer that dies loses the records since its last commit and not
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +33,7 @@ from betakd_cache.journal import (
 )
 from betakd_cache.layout import CacheRules
 from betakd_cache.manifest import MANIFEST_NAME, Manifest, check_same, plain_identity, read_manifest
-from betakd_cache.record import TeacherRecord, check_record
+from betakd_cache.record import TeacherRecord, check_records
 from betakd_cache.rows import read_rows
 from betakd_cache.token_rule import TokenRule
 from betakd_cache.zarr_arrays import write_group
@@ -102,13 +102,21 @@ class CacheWriter:
 
     def append(self, record: TeacherRecord) -> None:
         """Take a record; every `shard_samples` of them are committed. Raises CacheError for what cannot be stored."""
-        self._check_new(record.sample_id)
-        check_record(record, self._rules)
-        self._check_columns(record)
-        self._pending[record.sample_id] = record
-        self._pending_entries += len(record.ids)
-        if len(self._pending) >= self._shard_samples or self._pending_entries >= MAX_SHARD_ENTRIES:
-            self.flush()
+        self.extend([record])
+
+    def extend(self, records: Sequence[TeacherRecord]) -> None:
+        """Take a batch of records, all of them or, with a CacheError that names the first culprit, none."""
+        for record in records:
+            self._check_new(record.sample_id)
+        if len({record.sample_id for record in records}) < len(records):
+            raise CacheError(f"a batch for {self.path} holds a sample twice; give every sample once")
+        check_records(records, self._rules)
+        self._check_columns(records)
+        for record in records:
+            self._pending[record.sample_id] = record
+            self._pending_entries += len(record.ids)
+            if len(self._pending) >= self._shard_samples or self._pending_entries >= MAX_SHARD_ENTRIES:
+                self.flush()
 
     def reject(self, sample_id: str, reason: str) -> None:
         """Note, for good, that a sample cannot be scored; it counts as stored when the cache is resumed."""
@@ -167,14 +175,17 @@ class CacheWriter:
         if sample_id in self.stored or sample_id in self._pending:
             raise CacheError(f"{self.path} holds sample {sample_id!r} already; skip the ids in `stored`")
 
-    def _check_columns(self, record: TeacherRecord) -> None:
-        for name, value in record.row.items():
-            kind = "text" if isinstance(value, str) else "a number"
-            if value is not None and self._column_kinds.setdefault(name, kind) != kind:
-                raise CacheError(
-                    f"sample {record.sample_id!r}: row column {name!r} holds {value!r}, which is {kind}, expected "
-                    f"{self._column_kinds[name]} as in the samples before; give a column one kind of value"
-                )
+    def _check_columns(self, records: Sequence[TeacherRecord]) -> None:
+        kinds = dict(self._column_kinds)
+        for record in records:
+            for name, value in record.row.items():
+                kind = "text" if isinstance(value, str) else "a number"
+                if value is not None and kinds.setdefault(name, kind) != kind:
+                    raise CacheError(
+                        f"sample {record.sample_id!r}: row column {name!r} holds {value!r}, which is {kind}, expected "
+                        f"{kinds[name]} as in the samples before; give a column one kind of value"
+                    )
+        self._column_kinds = kinds
 
     def _commit(self, arrays: Mapping[str, NDArray[Any]], rows: pa.Table) -> None:
         name = shard_name(self._part, self._num_shards)

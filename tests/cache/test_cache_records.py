@@ -43,15 +43,17 @@ def test_the_good_record_is_taken(tmp_path: Path) -> None:
         (other(logit_mean=None), "logit_mean is missing, but the cache was opened with"),
         (changed("token_ids", 0, 6), "token_ids reach from 3 to 6, expected 0 to 5"),
         (changed("ids", 0, -1), "ids reach from -1 to 3, expected 0 to 5"),
-        (changed("gaps", 2, np.nan), "gaps reach from nan to nan, expected finite numbers of 0 or more"),
+        (changed("gaps", 2, np.nan), "gaps fall within a token or hold a NaN, expected ascending order"),
+        (changed("gaps", 0, np.nan), "gaps reach from nan to nan, expected finite numbers of 0 or more"),
+        (changed("gaps", 7, np.inf), "gaps reach from 0.0 to inf, expected finite numbers of 0 or more"),
         (changed("gaps", 0, -0.5), "gaps reach from -0.5 to 7.0, expected finite numbers of 0 or more"),
-        (changed("gaps", 3, 0.25), "gaps fall within a token, expected ascending order"),
-        (changed("ids", 1, 5), "the gold id is kept 0 times at a token, expected once"),
-        (changed("ids", 0, 1), "the gold id is kept 2 times at a token, expected once"),
+        (changed("gaps", 3, 0.25), "gaps fall within a token or hold a NaN, expected ascending order"),
+        (changed("ids", 1, 5), "the gold ids of 2 tokens are kept 1 times, expected once at each token"),
+        (changed("ids", 0, 1), "the gold ids of 2 tokens are kept 3 times, expected once at each token"),
         (changed("gold_gap", 1, 6.5), "gold_gap differs from the gap of the gold entry, expected the same number"),
         (changed("tail_lse", 0, np.nan), r"tail_lse reaches nan, expected finite numbers or -inf"),
-        (changed("tail_energy", 0, -1), r"tail_energy reaches from -1.0 to .*, expected finite numbers in 0 to"),
-        (changed("logit_std", 0, 1e6), r"logit_std reaches from .* to 1000000.0, expected finite numbers in 0 to"),
+        (changed("tail_energy", 0, -1), r"tail_energy reaches from -1.0 to .*, expected finite numbers from 0.0 to"),
+        (changed("logit_std", 0, 1e6), r"logit_std reaches from .* to 1000000.0, expected finite numbers from 0.0 to"),
         (changed("logit_max", 0, np.inf), "logit_max reaches from .* to inf, expected finite numbers"),
         (other(features={"sound": np.ones(3)}), "feature 'sound' is not one of the cache's: vision,"),
         (other(features={"vision": np.ones(3)}), r"feature 'vision' has shape \[3\], expected \[12\]"),
@@ -66,6 +68,22 @@ def test_a_record_that_cannot_be_stored_is_refused(tmp_path: Path, record: Teach
         with pytest.raises(CacheError, match=f"^sample 'cat': {message}") as caught:
             writer.append(record)
         assert "\n" not in str(caught.value)
+
+
+def test_a_batch_with_one_bad_record_is_refused_as_a_whole_and_names_the_bad_one(tmp_path: Path) -> None:
+    batch = [
+        dataclasses.replace(GOOD, sample_id="dog"),
+        changed("ids", 0, -1),
+        dataclasses.replace(GOOD, sample_id="cow"),
+    ]
+    with writer_for(tmp_path / "cache", RULE, 6) as writer:
+        with pytest.raises(CacheError, match=r"^sample 'cat': ids reach from -1 to 3"):
+            writer.extend(batch)
+        with pytest.raises(CacheError, match="holds a sample twice; give every sample once"):
+            writer.extend([GOOD, GOOD])
+        writer.extend([batch[0], batch[2]])
+    with writer_for(tmp_path / "cache", RULE, 6) as writer:
+        assert writer.stored == {"dog", "cow"}
 
 
 def test_a_token_with_more_entries_than_the_rule_allows_is_refused(tmp_path: Path) -> None:

@@ -78,9 +78,8 @@ def _panel(
 ) -> Panel:
     curves = [_curve(method, runs, name, quantiles) for method, runs in metrics.items()]
     drawn = tuple(curve for curve in curves if np.isfinite(curve.centre).any())
-    return Panel(
-        name.replace("/", "-"), title, axis_label, note, drawn, not zero_line and _spans_a_decade(drawn), zero_line
-    )
+    logarithmic = not zero_line and _spans_a_decade(drawn)
+    return Panel(name.replace("/", "-"), title, axis_label, note, drawn, logarithmic, zero_line)
 
 
 def _curve(method: str, runs: Sequence[MetricRows], name: str, quantiles: bool) -> Curve:

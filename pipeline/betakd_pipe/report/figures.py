@@ -23,6 +23,7 @@ GRID = "#dde1e7"
 PNG_DPI = 160
 PANEL_SIZE_INCHES = (4.7, 2.9)
 BARS_SIZE_INCHES = (11.0, 3.4)
+LEGEND_WIDTH_INCHES = 2.0
 GROUP_WIDTH = 0.84
 """Share of a question type's room that its bars take."""
 
@@ -30,8 +31,8 @@ GROUP_WIDTH = 0.84
 PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)"}
 
 
-def draw_panel(panel: Panel, styles: Mapping[str, Style]) -> tuple[str, bytes]:
-    """The curves over training as SVG and as PNG with a legend."""
+def draw_panel(panel: Panel, name: str, styles: Mapping[str, Style]) -> tuple[str, bytes]:
+    """The curves over training as SVG and as PNG with a legend; `name` is unique in the page."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     with _settings():
@@ -48,11 +49,11 @@ def draw_panel(panel: Panel, styles: Mapping[str, Style]) -> tuple[str, bytes]:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(panel.axis_label, parse_math=False)
         axes.margins(x=0.01)
-        return _inline_svg(figure), _png(figure, axes)
+        return _inline_svg(figure, name), _png(figure, axes)
 
 
-def draw_category_bars(bars: CategoryBars, styles: Mapping[str, Style]) -> tuple[str, bytes]:
-    """Grouped bars, one group per question type, as SVG and as PNG with a legend."""
+def draw_category_bars(bars: CategoryBars, name: str, styles: Mapping[str, Style]) -> tuple[str, bytes]:
+    """Grouped bars, one group per question type, as SVG and as PNG with a legend; `name` is unique in the page."""
     with _settings():
         figure, axes = _new_figure(BARS_SIZE_INCHES)
         places = np.arange(len(bars.categories), dtype=np.float64)
@@ -79,7 +80,7 @@ def draw_category_bars(bars: CategoryBars, styles: Mapping[str, Style]) -> tuple
         axes.set_ylabel("accuracy, %")
         axes.set_ylim(0, 100)
         axes.set_xlim(-0.5, len(places) - 0.5)
-        return _inline_svg(figure), _png(figure, axes)
+        return _inline_svg(figure, name), _png(figure, axes)
 
 
 def write_png(path: Path, content: bytes) -> None:
@@ -130,7 +131,7 @@ def _draw_curve(axes: "Axes", curve: Curve, style: Style, floor: float) -> None:
     axes.plot(curve.steps, curve.centre, color=style.colour, linestyle=line, linewidth=1.6, label=curve.method)
 
 
-def _inline_svg(figure: "Figure") -> str:
+def _inline_svg(figure: "Figure", name: str) -> str:
     """The figure as an `<svg>` element that scales with the page and names no address of a namespace."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -139,13 +140,22 @@ def _inline_svg(figure: "Figure") -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", svg)  # HTML knows SVG without its namespaces
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # the same in every figure, but an id must be unique in a page
+    svg = _own_ids(svg, name)
     for colour, page_colour in PAGE_COLOURS.items():
         svg = svg.replace(colour, page_colour)
     return svg
 
 
+def _own_ids(svg: str, name: str) -> str:
+    """The SVG with ids of its own: those that something refers to begin with `name`, the others are taken away."""
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    return re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
+
+
 def _png(figure: "Figure", axes: "Axes") -> bytes:
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + LEGEND_WIDTH_INCHES, height)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})

@@ -71,6 +71,7 @@ def write_report(out: Path, title: str, summary: Sequence[str], scenarios: Seque
 
 
 def _section(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], figures: Path) -> Section:
+    cards = sample_cards(scenario)  # first, because it refuses answers to different questions
     return Section(
         anchor=anchor,
         name=scenario.name,
@@ -79,19 +80,20 @@ def _section(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style],
         methods=tuple(rows_by_method(scenario)),
         table=method_table(scenario),
         runs=run_table(scenario),
-        bars=_bars(scenario, styles, figures / f"{anchor}-accuracy-by-type.png"),
+        bars=_bars(scenario, anchor, styles, figures),
         curves=_curves(scenario, anchor, styles, figures),
-        cards=sample_cards(scenario),
+        cards=cards,
         settings=shown_settings(scenario),
     )
 
 
-def _bars(scenario: ReportScenario, styles: Mapping[str, Style], path: Path) -> ShownFigure | None:
+def _bars(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], figures: Path) -> ShownFigure | None:
     bars = category_bars(scenario)
     if bars is None:
         return None
-    svg, png = draw_category_bars(bars, styles)
-    write_png(path, png)
+    name = f"{anchor}-accuracy-by-type"
+    svg, png = draw_category_bars(bars, name, styles)
+    write_png(figures / f"{name}.png", png)
     note = "Mean over seeds; whiskers are ± one standard deviation."
     if bars.teacher is not None:
         note += " The line across each group is the teacher."
@@ -102,8 +104,9 @@ def _curves(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], 
     metrics = {method: [read_metrics(row.run) for row in rows] for method, rows in rows_by_method(scenario).items()}
     shown = []
     for panel in training_panels(metrics):
-        svg, png = draw_panel(panel, styles)
-        write_png(figures / f"{anchor}-{_file_name(panel.name)}.png", png)
+        name = f"{anchor}-{_file_name(panel.name)}"
+        svg, png = draw_panel(panel, name, styles)
+        write_png(figures / f"{name}.png", png)
         shown.append(ShownFigure(panel.title, panel.note, Markup(svg)))
     return shown
 

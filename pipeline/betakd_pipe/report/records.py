@@ -26,7 +26,7 @@ class ReportScenario:
     """One ablation and what it is about.
 
     `folder` holds seed-N/teacher-evaluation, where the teacher's scores are read if they are there; rows of a method
-    called `teacher` are left out in favour of these.
+    called `teacher` only appear in the table of all runs.
     """
 
     name: str

@@ -100,7 +100,7 @@ def method_table(scenario: ReportScenario) -> MethodTable:
 
 def run_table(scenario: ReportScenario) -> PlainTable:
     """Every row with all its figures, as in results.csv."""
-    records = [row.columns(scenario.folder) for rows in rows_by_method(scenario).values() for row in rows]
+    records = [row.columns(scenario.folder) for row in scenario.rows]
     titles = tuple(dict.fromkeys(name for record in records for name in record))
     lines = tuple(tuple(_plain(record.get(title)) for title in titles) for record in records)
     return PlainTable(titles, lines)
@@ -141,7 +141,8 @@ def _means(rows: Sequence[Mapping[str, float]], categories: Sequence[str]) -> li
 
 
 def _columns(rows: Sequence[ResultRow]) -> tuple[Column, ...]:
-    return (
+    """The columns for which any row has a figure."""
+    columns = (
         Column("accuracy", "%", 1, "higher", lambda row: row.accuracy),
         Column("validation", "%", 1, "higher", lambda row: row.validation_accuracy),
         Column("agreement", "%", 1, "higher", lambda row: row.agreement),
@@ -149,6 +150,7 @@ def _columns(rows: Sequence[ResultRow]) -> tuple[Column, ...]:
         *_beta_columns(rows),
         Column("time", "s", 1, "", lambda row: row.seconds),
     )
+    return tuple(column for column in columns if any(column.value(row) is not None for row in rows))
 
 
 def _beta_columns(rows: Sequence[ResultRow]) -> list[Column]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from betakd_cache.manifest import Manifest
 from betakd_cache.token_rule import TokenRule
 from betakd_pipe.ablate_rows import ResultRow
 from betakd_pipe.report import ReportScenario
-from betakd_stages.data import load_samples
+from betakd_stages.data import SampleSet, load_samples
 from betakd_stages.settings import DistillSettings
 
 CATEGORIES = ("which", "even", "greater", "prime")
@@ -118,12 +119,18 @@ def metric_rows(traits: Method, num_steps: int, noise: list[int]) -> list[dict[s
     return rows
 
 
+@cache
+def benchmark_samples(benchmark: str) -> SampleSet:
+    """The questions of a benchmark; drawing them takes a tenth of a second."""
+    return load_samples(benchmark)
+
+
 def write_evaluation(folder: Path, benchmark: str, accuracy: float, noise: list[int]) -> dict[str, Any]:
     """The scores of answers that are right with the given probability in percent, written with the predictions."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng([*noise, 7])
     predictions = []
-    for sample in load_samples(benchmark):
+    for sample in benchmark_samples(benchmark):
         label = sample.turns[0].answer
         correct = bool(generator.random() < accuracy / 100)
         wrong = {"yes": "no", "no": "yes"}.get(label) or str((int(label) + int(generator.integers(1, 10))) % 10)

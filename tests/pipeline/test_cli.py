@@ -1,8 +1,8 @@
 """The command: what it prints, on which stream, and its exit codes."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,15 +50,17 @@ def test_help_imports_neither_torch_nor_anything_else_slow() -> None:
 
 
 def test_help_of_the_installed_command_is_quick() -> None:
+    """In processor time, which other processes on the machine lengthen far less than they do the wait."""
     command = Path(sys.executable).with_name("betakd-pipe")
-    fastest_s = float("inf")
+    spent_s = []
     for _ in range(5):
-        started_s = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([str(command), "--help"], capture_output=True, text=True, timeout=60)
-        fastest_s = min(fastest_s, time.perf_counter() - started_s)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0
         assert "cache-teacher" in done.stdout
-    assert fastest_s < 0.5
+    assert min(spent_s) < 0.5
 
 
 def test_the_installed_command_exits_with_2_and_one_line() -> None:

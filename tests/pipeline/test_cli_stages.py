@@ -12,6 +12,7 @@ import pytest
 
 from betakd_pipe.cli import main
 from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
+from betakd_stages.trainer import CHECKPOINT_COMPLETE
 
 COMMAND = Path(sys.executable).with_name("betakd-pipe")
 
@@ -35,7 +36,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on_and_the_run_does_go_on(stude
         [str(COMMAND), *labels_only(student, out, 60)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline_s = time.monotonic() + 120
-    while not list(out.glob("checkpoints/checkpoint-*")):
+    while not list(out.glob(f"checkpoints/checkpoint-*/{CHECKPOINT_COMPLETE}")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline_s
         time.sleep(0.05)

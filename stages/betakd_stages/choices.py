@@ -16,7 +16,9 @@ def pick(kind: str, registry: Mapping[str, Built], name: str) -> Built:
     return registry[name]
 
 
-def build(kind: str, name: str, factory: Callable[..., Built], settings: Mapping[str, Any], **fixed: Any) -> Built:
+def build(
+    kind: str, name: str, factory: Callable[..., Built], settings: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> Built:
     """`factory(**fixed, **settings)`. Raises ConfigError, listing the valid ones, for a setting it does not take."""
     valid = settings_of(factory) - set(fixed)
     for setting in settings:

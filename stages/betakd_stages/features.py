@@ -1,4 +1,8 @@
-"""The feature channel: the student's feature, projected, against the teacher's, standardised."""
+"""Feature channels: the student's feature, projected, against the teacher's, standardised.
+
+A feature is one vector per sample `[B, S]` ("pooled"), or several `[B, P, S]` at P places of the image: the cells of a
+grid ("grid:4x4"), or every visual token ("tokens").
+"""
 
 from dataclasses import dataclass
 
@@ -6,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from betakd_stages.errors import ConfigError, MismatchError
+
+SIDES = ("student", "teacher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +27,54 @@ class FeatureStatistics:
         return self.mean.shape[0]
 
 
+def arrange(tokens: Tensor, layout: str) -> Tensor:
+    """Visual tokens `[B, T, S]` as a feature: pooled `[B, S]`, grid `[B, rows * columns, S]`, or the tokens themselves.
+
+    Raises ConfigError for an unknown layout, and for a grid of tokens that do not form a square.
+    """
+    if layout == "pooled":
+        return tokens.mean(dim=1)
+    if layout == "tokens":
+        return tokens
+    kind, _, size = layout.partition(":")
+    rows, _, columns = size.partition("x")
+    if kind != "grid" or not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+        raise ConfigError(f"unknown feature layout {layout!r}: choose pooled, tokens, or a grid such as grid:4x4")
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+        raise ConfigError(f"layout {layout!r} needs a square of visual tokens, found {tokens.shape[1]}: choose tokens")
+    image = tokens.transpose(1, 2).unflatten(2, (side, side))
+    cells = nn.functional.adaptive_avg_pool2d(image, (int(rows), int(columns)))
+    return cells.flatten(2).transpose(1, 2)
+
+
 class FeatureChannel(nn.Module):
-    """Mean squared error `[B]` between a learned projection of the student's pooled feature and the teacher's,
-    standardised by cache-wide statistics.
+    """Mean squared error `[B]` between a learned projection of the student's feature and the teacher's, standardised
+    by cache-wide statistics.
 
     The projection sits on the student: one on the teacher can collapse to zero, which -log beta rewards. A student
     whose feature is constant keeps an energy near 1, whatever the projection learns.
-    Differs from the source: the paper's code projects the teacher.
+    Differs from the source: the paper's code projects the teacher, as `project="teacher"` does.
     """
 
-    def __init__(self, name: str, student_size: int, teacher: FeatureStatistics) -> None:
+    def __init__(
+        self,
+        name: str,
+        student_size: int,
+        teacher: FeatureStatistics,
+        *,
+        project: str = "student",
+        focus: bool = False,
+    ) -> None:
+        """`focus` adds the error at the places the teacher attends to most, whose indices the cache holds, to that
+        over all places (Align-KD)."""
         super().__init__()
-        self.name = name
-        self.projection = nn.Linear(student_size, teacher.size)
+        if project not in SIDES:
+            raise ConfigError(f"project is {project!r}: choose student or teacher")
+        self.name, self.project, self.focus = name, project, focus
+        self.sizes = {"student": student_size, "teacher": teacher.size}
+        other = SIDES[1 - SIDES.index(project)]
+        self.projection = nn.Linear(self.sizes[project], self.sizes[other])
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", teacher.mean.float())
@@ -41,27 +82,46 @@ class FeatureChannel(nn.Module):
         self.register_buffer("deviation", teacher.deviation.float().masked_fill(teacher.deviation == 0, 1.0))
 
     def standardise(self, teacher: Tensor) -> Tensor:
-        """The teacher's feature `[B, F]` with mean 0 and deviation 1 over the cache."""
+        """The teacher's feature `[..., F]` with mean 0 and deviation 1 over the cache."""
         return (teacher.to(self.mean.dtype) - self.mean) / self.deviation
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The energy of each sample `[B]`, of features `[B, S]` and `[B, F]`.
+    def forward(self, student: Tensor, teacher: Tensor, focus: Tensor | None = None) -> Tensor:
+        """The energy of each sample `[B]`, of features `[B, S]` and `[B, F]`, or `[B, P, S]` and `[B, P, F]`; `focus`
+        int64 `[B, J]` are the places the teacher attends to most.
 
-        Raises ConfigError in training where no student weight would get a gradient, MismatchError for a wrong size.
+        Raises ConfigError in training where no student weight would get a gradient, MismatchError for a wrong shape.
         """
+        self._require_fitting(student, teacher, focus)
+        student, teacher = student.to(self.mean.dtype), self.standardise(teacher)
+        if self.project == "student":
+            errors = (self.projection(student) - teacher).square().mean(dim=-1)
+        else:
+            errors = (student - self.projection(teacher)).square().mean(dim=-1)
+        energy = errors.reshape(len(errors), -1).mean(dim=1)
+        if focus is None or not self.focus:
+            return energy
+        return energy + errors.gather(1, focus).mean(dim=1)
+
+    def _require_fitting(self, student: Tensor, teacher: Tensor, focus: Tensor | None) -> None:
         if self.training and torch.is_grad_enabled() and not student.requires_grad:
             raise ConfigError(
                 f"feature channel {self.name!r} trains no weight of the student, because what makes this feature is "
                 f"frozen: unfreeze it, or choose another feature"
             )
-        for side, found, expected in (
-            ("student", student.shape[-1], self.projection.in_features),
-            ("teacher", teacher.shape[-1], self.projection.out_features),
-        ):
-            if found != expected:
+        for side, feature in zip(SIDES, (student, teacher), strict=True):
+            if feature.shape[-1] != self.sizes[side]:
                 raise MismatchError(
-                    f"feature channel {self.name!r} got a {side} feature of size {found}, expected {expected}: "
-                    f"build the objective from the features of this cache and student"
+                    f"feature channel {self.name!r} got a {side} feature of size {feature.shape[-1]}, expected "
+                    f"{self.sizes[side]}: build the objective from the features of this cache and student"
                 )
-        projected = self.projection(student.to(self.mean.dtype))
-        return (projected - self.standardise(teacher)).square().mean(dim=-1)
+        if student.shape[:-1] != teacher.shape[:-1]:
+            raise MismatchError(
+                f"feature channel {self.name!r} got {list(student.shape[1:-1])} places of the student and "
+                f"{list(teacher.shape[1:-1])} of the teacher: give both the layout of the cache, a grid where their "
+                f"numbers of visual tokens differ"
+            )
+        if self.focus and (focus is None or teacher.ndim != 3):
+            raise MismatchError(
+                f"feature channel {self.name!r} with focus needs several places and the indices of those the teacher "
+                f"attends to most: cache them (layout tokens), or leave focus out"
+            )

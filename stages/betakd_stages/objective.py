@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from betakd_stages.choices import pick
+from betakd_stages.choices import build, pick
 from betakd_stages.energies import Energy, make_energy
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.features import FeatureChannel, FeatureStatistics
@@ -55,7 +55,8 @@ class Objective(nn.Module):
     ) -> ObjectiveOutput:
         """The objective of N supervised tokens with last hidden states `hidden` `[N, D]`, those that predict them.
 
-        Features are `[B, size]` by name; `feature_present` bool `[B]` says which samples have one (all, by default).
+        Features are `[B, size]` or `[B, places, size]` by name; `feature_present` bool `[B]` says which samples have
+        one (all, by default).
         """
         student_features, teacher_features = student_features or {}, teacher_features or {}
         with torch.autocast(hidden.device.type, enabled=False):
@@ -141,7 +142,7 @@ class Objective(nn.Module):
 def build_objective(
     *,
     energies: Sequence[tuple[str, Mapping[str, Any]]] = (),
-    features: Sequence[str] = (),
+    features: Sequence[str | tuple[str, Mapping[str, Any]]] = (),
     weighting: str = "task",
     weighting_settings: Mapping[str, Any] | None = None,
     weighting_inputs: Sequence[str] | None = None,
@@ -153,9 +154,10 @@ def build_objective(
 ) -> Objective:
     """The objective of plain arguments.
 
-    `energies` are names with settings; `features` names of feature channels; `weighting_inputs` what instance
-    weighting sees (by default every pooled teacher feature the cache holds). `teacher_features` are the cache's,
-    `student_feature_sizes` the student's. Raises ConfigError for names or settings that do not exist.
+    `energies` are names with settings; `features` names of features, with settings or without; `weighting_inputs`
+    what instance weighting sees (by default every teacher feature the cache holds). `teacher_features` are the
+    cache's, `student_feature_sizes` the student's. `semantics` is that of the energies, and of the weighting unless
+    its settings name another. Raises ConfigError for names or settings that do not exist.
     """
     teacher_features, student_feature_sizes = teacher_features or {}, student_feature_sizes or {}
     built_energies: dict[str, Energy] = {}
@@ -163,14 +165,13 @@ def build_objective(
         if name in built_energies:
             raise ConfigError(f"energy {name!r} is named twice: name each energy once")
         built_energies[name] = make_energy(name, semantics, **settings)
-    built_features = {
-        name: FeatureChannel(
-            name,
-            pick("student feature", student_feature_sizes, name),
-            pick("cached teacher feature", teacher_features, name),
-        )
-        for name in features
-    }
+    built_features = {}
+    for feature in features:
+        name, settings = (feature, {}) if isinstance(feature, str) else feature
+        student_size = pick("student feature", student_feature_sizes, name)
+        teacher = pick("cached teacher feature", teacher_features, name)
+        fixed = {"name": name, "student_size": student_size, "teacher": teacher}
+        built_features[name] = build("feature", name, FeatureChannel, settings, fixed)
     inputs = WeightingInputs(_input_names(weighting, weighting_inputs, teacher_features), teacher_features)
     built_weighting = make_weighting(
         weighting,
@@ -199,6 +200,9 @@ def channel_names(energies: Iterable[str], features: Iterable[str]) -> tuple[str
     """The channels' names in the order of the columns `[B, C]`."""
     return (*energies, *(f"feature:{name}" for name in features))
 
+
+FOCUS_SUFFIX = "_focus"
+"""`vision_focus` holds the places of `vision` that the teacher attends to most, int64 `[B, J]`."""
 
 REDUCTIONS = {
     "sample": lambda num_tokens: num_tokens > 0,
@@ -236,9 +240,10 @@ def _feature_energy(
             )
     mask = present[name]
     # Absent features are zeroed before the channel, so that whatever fills them cannot reach a gradient.
-    student_rows = student[name].masked_fill(~mask.unsqueeze(1), 0.0)
-    teacher_rows = teacher[name].masked_fill(~mask.unsqueeze(1), 0.0)
-    energy: Tensor = channel(student_rows, teacher_rows)
+    student_rows, teacher_rows = (
+        side[name].masked_fill(~mask.view(-1, *[1] * (side[name].ndim - 1)), 0.0) for side in (student, teacher)
+    )
+    energy: Tensor = channel(student_rows, teacher_rows, teacher.get(f"{name}{FOCUS_SUFFIX}"))
     return energy.masked_fill(~mask, 0.0)
 
 

@@ -51,14 +51,16 @@ class WeightingInputs:
         features: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
     ) -> Tensor:
-        """The inputs `[B, F]`, float32, not standardised, of features `[B, size]` and their presence, bool `[B]`."""
+        """The inputs `[B, F]`, float32, not standardised, of features `[B, size]` (or several places of
+        each, which are averaged) and their presence, bool `[B]`."""
         device = num_tokens.device
         columns = [torch.zeros(len(num_tokens), 0, device=device)]
         for name, held in self.features.items():
             if name not in features:
                 raise ConfigError(f"weighting input {name!r} is not in the batch: load this feature from the cache")
             mask = present[name].unsqueeze(1)
-            columns += [torch.where(mask, features[name].float(), held.mean.float().to(device)), mask.float()]
+            pooled = features[name].float().flatten(1, -2).mean(dim=1) if features[name].ndim > 2 else features[name]
+            columns += [torch.where(mask, pooled.float(), held.mean.float().to(device)), mask.float()]
         for name in self.scalars:
             values = SCALARS[name](targets).float()
             sums = torch.zeros(len(num_tokens), device=device).index_add(0, targets.sample_index, values)

@@ -77,7 +77,7 @@ def make_energy(name: str, semantics: str = "paper", **settings: Any) -> Energy:
     """
     factory = pick("energy", ENERGIES, name)
     defaults = pick("semantics", SEMANTICS, semantics).get(name, {})
-    return build("energy", name, factory, {**defaults, **settings})
+    return build("energy", name, factory, {**defaults, **settings}, fixed={})
 
 
 __all__ = ["ENERGIES", "REFERENCE_SETTINGS", "Energy", "make_energy"]

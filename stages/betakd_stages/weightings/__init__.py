@@ -34,7 +34,7 @@ def make_weighting(
     factory = pick("weighting", WEIGHTINGS, name)
     defaults = pick("semantics", SEMANTICS, semantics).get(name, {})
     fixed = {"channels": tuple(channels), "input_size": input_size}
-    return build("weighting", name, factory, {**defaults, **settings}, **fixed)
+    return build("weighting", name, factory, {**defaults, **settings}, fixed)
 
 
 __all__ = ["WEIGHTINGS", "GradientWeighting", "Weighting", "WeightingOutput", "make_weighting"]

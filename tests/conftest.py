@@ -1,27 +1,13 @@
 """What several test folders share: tiny models and a cache, made once per test process."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 import torch
+from tests.world import DATA, World
 
 from betakd_stages.caching import cache_teacher
 from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
-
-DATA = "digits:transfer?count=48&seed=3&label_noise=0.2"
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """Untrained models of the demo's sizes, and the teacher's cache over 48 questions."""
-
-    teacher: Path
-    student: Path
-    cache: Path
-    data: str
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,22 @@
 """Decoding on the device equals the cache package's own decoding in NumPy."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from tests.world import World
 
 from betakd_cache import open_cache
 from betakd_stages.cached_targets import decode_batch, labels_only
 from betakd_stages.caching import cache_teacher
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
-from conftest import World
 
 
 @pytest.mark.parametrize("rule", [{}, {"exact": True}, {"top_k": 3, "top_p": 1.0}, {"top_k": 1}])
-def test_decoding_on_the_device_equals_decoding_in_numpy(world: World, tmp_path, rule: dict) -> None:  # type: ignore[no-untyped-def, type-arg]
+def test_decoding_on_the_device_equals_decoding_in_numpy(world: World, tmp_path: Path, rule: dict[str, Any]) -> None:
     settings = CacheTeacherSettings.model_validate({"teacher": str(world.teacher), "data": world.data, **rule})
     cache_teacher(settings, tmp_path / "cache", progress=SilentProgress())
     cache = open_cache(tmp_path / "cache")

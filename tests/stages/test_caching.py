@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.world import World
 from transformers import LlavaForConditionalGeneration
 
 from betakd_cache import open_cache
@@ -17,7 +18,6 @@ from betakd_stages.errors import DataError
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
-from conftest import World
 
 
 def settings(world: World, **changes: object) -> CacheTeacherSettings:
@@ -53,6 +53,7 @@ def test_cached_numbers_equal_the_teachers_full_logits(world: World, tmp_path: P
                 expected = np.log(np.exp(tail / temperature).sum())
                 np.testing.assert_allclose(record.tail_lse[row, column], expected, atol=2e-5)
             start += count
+        assert record.logit_mean is not None
         np.testing.assert_allclose(record.logit_mean, logits.mean(axis=1), atol=2e-5)
         np.testing.assert_allclose(record.features["vision"], captured.pop()[0].mean(dim=0).numpy(), atol=2e-5)
         prompt = output.hidden_states[-1][0, : rows[0] + 1].mean(dim=0).numpy()

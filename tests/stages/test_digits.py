@@ -5,7 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from betakd_stages.data import load_samples
-from betakd_stages.data.digits import SPLITS, DigitCard, Sample, possible_answers  # type: ignore[attr-defined]
+from betakd_stages.data.digits import SPLITS, DigitCard, possible_answers
+from betakd_stages.data.sample import Sample
 from betakd_stages.errors import DataError
 
 
@@ -25,10 +26,8 @@ def test_the_splits_share_no_image_and_use_all_of_them() -> None:
 def test_answers_are_right_without_label_noise() -> None:
     """The digit on a noiseless card is looked up in scikit-learn's own images and its label decides."""
     images, labels = load_digits(return_X_y=True)
-    by_pixels = {
-        np.round(image / 16 * 255).astype(np.uint8).tobytes(): label
-        for image, label in zip(images, labels, strict=True)
-    }
+    gray = np.round(images / 16 * 255).astype(np.uint8)
+    by_pixels = {image.tobytes(): label for image, label in zip(gray, labels, strict=True)}
     for sample in load_samples("digits:test?pixel_noise=0&count=300"):
         assert sample.image is not None
         pixels = np.asarray(sample.image.load().pixels)[:8, :, 0]

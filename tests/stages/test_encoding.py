@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from tests.world import World
 
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, Turn
 from betakd_stages.encoding import IGNORED, Encoder
 from betakd_stages.errors import ModelError
 from betakd_stages.models.loading import load_encoder
-from conftest import World
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,8 @@ def test_exactly_the_answer_and_its_end_token_are_supervised(encoder: Encoder) -
 
 
 def test_every_turn_is_supervised_and_the_image_leads_the_first(encoder: Encoder) -> None:
-    talk = dataclasses.replace(
-        sample("7"), turns=(Turn("which digit is this ?", "7"), Turn("is this digit even ?", "no"))
-    )
+    turns = (Turn("which digit is this ?", "7"), Turn("is this digit even ?", "no"))
+    talk = dataclasses.replace(sample("7"), turns=turns)
     encoded = encoder.encode(talk)
     tokens = encoder.tokenizer.convert_ids_to_tokens(encoded.answer_ids.tolist())
     assert tokens == ["7", "</s>", "no", "</s>"]

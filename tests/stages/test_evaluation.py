@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.world import World
 
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ConfigError, DataError
@@ -16,7 +17,6 @@ from betakd_stages.evaluation.metrics import expected_calibration_error
 from betakd_stages.models.loading import load_model
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import EvaluateSettings
-from conftest import World
 
 BENCHMARK = "digits:test?count=40"
 
@@ -35,7 +35,8 @@ def test_answers_and_confidences_equal_a_loop_that_runs_the_whole_model_for_each
     for sample, answer in zip(samples, batched, strict=True):
         prompt = loaded.encoder.encode_prompt(sample)
         assert prompt.pixel_values is not None
-        ids, log_probability, new = prompt.input_ids[None], 0.0, []
+        new: list[int] = []
+        ids, log_probability = prompt.input_ids[None], 0.0
         while len(new) < 5 and (not new or new[-1] != loaded.encoder.tokenizer.eos_token_id):
             with torch.no_grad():
                 logits = loaded.model(input_ids=ids, pixel_values=prompt.pixel_values[None]).logits[0, -1].double()

@@ -1,4 +1,4 @@
-"""Stage two through the real Trainer: the cache alone, the same bytes for the same seed, resumed equals uninterrupted."""
+"""Stage two through the real Trainer: the cache alone, same bytes for the same seed, resumed equals uninterrupted."""
 
 import json
 import shutil
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.world import World
 
 from betakd_stages.errors import MismatchError, ModelError
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
 from betakd_stages.training import distill
-from conftest import World
 
 TRAINING = {"steps": 12, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 3, "checkpoint_every_steps": 4}
-INSTANCE = {
+INSTANCE: dict[str, Any] = {
     "objective": {"energies": ["fkl", "cosine_probs"], "features": ["vision", "prompt"]},
     "weighting": {"name": "instance", "learning_rate": 0.01},
 }
@@ -91,11 +91,8 @@ def test_one_batch_of_eight_equals_eight_batches_of_one(world: World, tmp_path: 
         left, right = (weights(tmp_path / reduction / name) for name in ("8x1", "1x8"))
         for name, value in left.items():
             torch.testing.assert_close(value, right[name], atol=2e-5, rtol=1e-3, msg=name)
-        moved = sum(
-            float((left[name] - value).abs().sum())
-            for name, value in load_file(world.student / "model.safetensors").items()
-        )
-        assert moved > 1
+        start = load_file(world.student / "model.safetensors")
+        assert sum(float((left[name] - value).abs().sum()) for name, value in start.items()) > 1
 
 
 def test_stage_two_never_opens_the_teacher_and_does_not_miss_it(world: World, tmp_path: Path) -> None:
@@ -139,9 +136,8 @@ assert AutoTokenizer.from_pretrained(sys.argv[1]).chat_template
 AutoImageProcessor.from_pretrained(sys.argv[1], backend="pil")
 assert "betakd_stages" not in sys.modules
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "run" / "model")], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run" / "model")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = load_file(tmp_path / "run" / "model" / "model.safetensors").keys()
     assert names == load_file(world.student / "model.safetensors").keys()

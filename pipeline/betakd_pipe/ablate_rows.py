@@ -109,14 +109,16 @@ def read_row(run: PlannedRun) -> ResultRow | None:
 
 def write_results(out: Path, rows: Sequence[ResultRow]) -> None:
     """Write results.csv; a column is empty where a method has no such figure."""
-    records = [row.columns(out) for row in rows]
+    out.mkdir(parents=True, exist_ok=True)
+    write_records(out / RESULTS, [row.columns(out) for row in rows])
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as CSV with the columns of all of them, `seconds` and `run` last."""
     names = list(dict.fromkeys(name for record in records for name in record))
-    for last in ("seconds", "run"):
-        if last in names:
-            names.append(names.pop(names.index(last)))
+    names.sort(key=lambda name: name in ("seconds", "run"))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / RESULTS, text.getvalue())
+    write_atomically(path, text.getvalue())

@@ -16,7 +16,7 @@ from typing import Any
 from betakd_pipe.ablate import Ablation, AblationResult, run_ablations
 from betakd_pipe.ablate_rows import ResultRow
 from betakd_pipe.ablate_spec import AblationSpec
-from betakd_pipe.ablate_table import mean_and_deviation, print_table
+from betakd_pipe.ablate_table import print_table
 from betakd_pipe.ablate_workers import worker_pool
 from betakd_pipe.config import load_settings
 from betakd_pipe.demo_results import conclusions, teacher_rows, write_demo_results
@@ -76,7 +76,9 @@ def run_demo(out: Path, seeds: Sequence[int], quick: bool, progress: Progress) -
     if not seeds:
         raise ConfigError("--seeds names no seed: give some, such as 0,1,2")
     _prepare_all(out, seeds, quick, progress)
-    ablations = [Ablation(_spec(scenario, out / scenario.name, seeds, quick), out / scenario.name) for scenario in SCENARIOS]
+    ablations = [
+        Ablation(_spec(scenario, out / scenario.name, seeds, quick), out / scenario.name) for scenario in SCENARIOS
+    ]
     results = run_ablations(ablations, progress=progress)
     rows = {
         scenario.name: [*teacher_rows(out / scenario.name, seeds), *result.rows]

@@ -1,14 +1,11 @@
 """What the demo found, as rows, as results.csv and in two sentences that say what was measured, winning or not."""
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from betakd_pipe.ablate_rows import RESULTS, ResultRow
-from betakd_stages.files import write_atomically
+from betakd_pipe.ablate_rows import RESULTS, ResultRow, training_seconds, write_records
 
 TEACHER = "teacher"
 
@@ -19,7 +16,6 @@ def teacher_rows(folder: Path, seeds: Sequence[int]) -> list[ResultRow]:
     for seed in seeds:
         run = folder / f"seed-{seed}"
         scores = json.loads((run / "teacher-evaluation" / "scores.json").read_text(encoding="utf-8"))
-        timings = (run / "teacher" / "timings.jsonl").read_text(encoding="utf-8").splitlines()
         rows.append(
             ResultRow(
                 method=TEACHER,
@@ -29,18 +25,11 @@ def teacher_rows(folder: Path, seeds: Sequence[int]) -> list[ResultRow]:
                 agreement=100.0,
                 expected_calibration_error=scores["expected_calibration_error"],
                 metrics={},
-                seconds=_training_seconds(timings),
-                run=run / "teacher",
+                seconds=training_seconds(run / TEACHER),
+                run=run / TEACHER,
             )
         )
     return rows
-
-
-def _training_seconds(timings: Sequence[str]) -> float:
-    """Steps between two rows times the seconds of each, summed."""
-    rows = [json.loads(line) for line in timings]
-    starts = [0, *(row["step"] for row in rows)]
-    return sum((row["step"] - start) * row["seconds_per_step"] for row, start in zip(rows, starts, strict=False))
 
 
 def write_demo_results(out: Path, rows: Mapping[str, Sequence[ResultRow]]) -> None:
@@ -48,12 +37,7 @@ def write_demo_results(out: Path, rows: Mapping[str, Sequence[ResultRow]]) -> No
     records = [
         {"scenario": scenario, **row.columns(out)} for scenario, of_scenario in rows.items() for row in of_scenario
     ]
-    names = list(dict.fromkeys(name for record in records for name in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_atomically(out / RESULTS, text.getvalue())
+    write_records(out / RESULTS, records)
 
 
 def conclusions(rows: Mapping[str, Sequence[ResultRow]]) -> list[str]:
@@ -72,7 +56,11 @@ def _on_the_cache(rows: Mapping[str, Sequence[ResultRow]]) -> str:
         for name, of in rows.items()
     ]
     cache_used = all(_mean(of, "fkl-fixed-1") > _mean(of, "fkl-shuffled-teacher") for of in rows.values())
-    proof = "the control loses, so the cache is what helps" if cache_used else "THE CONTROL DID NOT LOSE: do not trust this run"
+    proof = (
+        "the control loses, so the cache is what helps"
+        if cache_used
+        else "THE CONTROL DID NOT LOSE: do not trust this run"
+    )
     return f"Test accuracy: {'; '.join(parts)}; {proof}."
 
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 MetricRows = Sequence[Mapping[str, Any]]
 DECADE = 10.0
 
-OVER_SEEDS = "Mean over seeds; the band is ± one standard deviation."
-ENERGY_NOTE = f"Before it is multiplied by β, so methods can be compared. {OVER_SEEDS}"
-BETA_NOTE = "Mean over the samples of a step; the band runs from the 10th to the 90th percentile. Means over seeds."
+CROSS_ENTROPY_NOTE = "On the labels trained with, right or wrong."
+ENERGY_NOTE = "Before it is multiplied by β: comparable between methods that define the energy alike."
+BETA_NOTE = "Mean over the samples since the point before; the band runs from their 10th to their 90th percentile."
 CORRELATION_NOTE = (
-    "Positive while β grows is the sign of a collapse: the largest weights where the teacher knows least. " + OVER_SEEDS
+    "Positive while β grows is the sign of a collapse: the largest weights where the teacher knows least."
 )
 
 
@@ -49,7 +49,9 @@ def training_panels(metrics: Mapping[str, Sequence[MetricRows]]) -> list[Panel]:
     """
     names = dict.fromkeys(name for runs in metrics.values() for rows in runs for row in rows for name in row)
     channels = [name.removeprefix("energy/") for name in names if name.startswith("energy/")]
-    panels = [_panel("cross_entropy", "Cross-entropy on the labels", "cross-entropy, nats", OVER_SEEDS, metrics)]
+    panels = [
+        _panel("cross_entropy", "Cross-entropy on the labels", "cross-entropy, nats", CROSS_ENTROPY_NOTE, metrics)
+    ]
     for channel in channels:
         panels += [
             _panel(f"energy/{channel}", f"Energy {channel}, unweighted", f"energy {channel}", ENERGY_NOTE, metrics),
@@ -78,6 +80,8 @@ def _panel(
 ) -> Panel:
     curves = [_curve(method, runs, name, quantiles) for method, runs in metrics.items()]
     drawn = tuple(curve for curve in curves if np.isfinite(curve.centre).any())
+    if any(len(runs) > 1 for runs in metrics.values()):
+        note += " Means over seeds." if quantiles else " Mean over seeds; the band is ± one standard deviation."
     logarithmic = not zero_line and _spans_a_decade(drawn)
     return Panel(name.replace("/", "-"), title, axis_label, note, drawn, logarithmic, zero_line)
 

@@ -94,10 +94,10 @@ def _bars(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], fi
     name = f"{anchor}-accuracy-by-type"
     svg, png = draw_category_bars(bars, name, styles)
     write_png(figures / f"{name}.png", png)
-    note = "Mean over seeds; whiskers are ± one standard deviation."
+    notes = ["Mean over seeds; whiskers are ± one standard deviation."] if len(seeds_of(scenario)) > 1 else []
     if bars.teacher is not None:
-        note += " The line across each group is the teacher."
-    return ShownFigure("Accuracy by question type", note, Markup(svg))
+        notes.append("The line across each group is the teacher.")
+    return ShownFigure("Accuracy by question type", " ".join(notes), Markup(svg))
 
 
 def _curves(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], figures: Path) -> list[ShownFigure]:

@@ -51,6 +51,13 @@ def test_one_seed_has_a_band_without_width() -> None:
     np.testing.assert_array_equal(curve.low, curve.high)
 
 
+def test_captions_speak_of_seeds_only_where_there_are_several() -> None:
+    assert "seeds" not in training_panels({"ce": [run_rows(1.0)]})[0].note
+    assert "Mean over seeds; the band is ± one standard deviation." in (
+        training_panels({"ce": [run_rows(1.0), run_rows(2.0)]})[0].note
+    )
+
+
 def test_only_steps_that_every_seed_logged_are_drawn() -> None:
     (curve,) = training_panels({"ce": [run_rows(1.0), run_rows(3.0)[:2]]})[0].curves
     np.testing.assert_array_equal(curve.steps, STEPS[:2])

@@ -1,7 +1,8 @@
 """`betakd-pipe demo`: both stages on real handwritten digits, several methods from one cache, a table and a report.
 
-Two scenarios, after which everything is the same command that a user would run. What is injected (label noise, a teacher
-that is ignorant of some questions) is said in the report.
+Teachers and students are tiny models in a real architecture; what is injected (label noise, a teacher that is ignorant
+of some questions) is said in the report. Each scenario's ablation is written to its folder as spec.yaml, for
+`betakd-pipe ablate`.
     D1  a good teacher; 30 % of the transfer labels wrong
     D2  a teacher that learned nothing about two question types; 40 % of the labels of the other two types wrong
 """
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from betakd_pipe.ablate import Ablation, AblationResult, run_ablations
 from betakd_pipe.ablate_rows import ResultRow
 from betakd_pipe.ablate_spec import AblationSpec
@@ -22,6 +25,7 @@ from betakd_pipe.config import load_settings
 from betakd_pipe.demo_results import conclusions, teacher_rows, write_demo_results
 from betakd_pipe.stage_runs import load_stages
 from betakd_stages.errors import ConfigError
+from betakd_stages.files import write_atomically
 from betakd_stages.progress import Progress, SilentProgress
 from betakd_stages.settings import (
     CacheTeacherSettings,
@@ -35,6 +39,7 @@ from betakd_stages.settings import (
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 QUESTION_TYPES = "types=which+even+greater+prime"
 QUICK_STEPS = 60
+SPEC = "spec.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +81,7 @@ def run_demo(out: Path, seeds: Sequence[int], quick: bool, progress: Progress) -
     if not seeds:
         raise ConfigError("--seeds names no seed: give some, such as 0,1,2")
     _prepare_all(out, seeds, quick, progress)
-    ablations = [
-        Ablation(_spec(scenario, out / scenario.name, seeds, quick), out / scenario.name) for scenario in SCENARIOS
-    ]
+    ablations = [_ablation(scenario, out / scenario.name, seeds, quick) for scenario in SCENARIOS]
     results = run_ablations(ablations, progress=progress)
     rows = {
         scenario.name: [*teacher_rows(out / scenario.name, seeds), *result.rows]
@@ -138,8 +141,8 @@ def _evaluation() -> dict[str, Any]:
     return {"benchmark": f"digits?{QUESTION_TYPES}", "batch_size": 512, "max_new_tokens": 4}
 
 
-def _spec(scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool) -> AblationSpec:
-    """The recipe, with the scenario's data and folders filled in."""
+def _ablation(scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool) -> Ablation:
+    """The recipe with the scenario's data and folders filled in, also written to `folder`/spec.yaml."""
     tuning = [f"methods.fkl-fixed-tuned.tune.seed={seeds[0]}"]
     steps = [f"base.training.steps={QUICK_STEPS}"] if quick else []
     flags = {
@@ -150,7 +153,11 @@ def _spec(scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool) -
         "base.validation": scenario.data("validation", "{seed}"),
         "evaluate": {**_evaluation(), "reference": f"{folder}/seed-{{seed}}/teacher-evaluation"},
     }
-    return load_settings(AblationSpec, RECIPE, flags, [*tuning, *steps])
+    spec = load_settings(AblationSpec, RECIPE, flags, [*tuning, *steps])
+    write_atomically(
+        folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    )
+    return Ablation(spec, folder)
 
 
 def _show(out: Path, rows: dict[str, list[ResultRow]], results: Sequence[AblationResult], quick: bool) -> int:

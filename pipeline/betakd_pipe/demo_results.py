@@ -56,12 +56,9 @@ def _on_the_cache(rows: Mapping[str, Sequence[ResultRow]]) -> str:
         for name, of in rows.items()
     ]
     cache_used = all(_mean(of, "fkl-fixed-1") > _mean(of, "fkl-shuffled-teacher") for of in rows.values())
-    proof = (
-        "the control loses, so the cache is what helps"
-        if cache_used
-        else "THE CONTROL DID NOT LOSE: do not trust this run"
-    )
-    return f"Test accuracy: {'; '.join(parts)}; {proof}."
+    if cache_used:
+        return f"Test accuracy: {'; '.join(parts)}: the control loses, so it is the cache that helps."
+    return f"Test accuracy: {'; '.join(parts)}: THE CONTROL DID NOT LOSE, so do not trust this run."
 
 
 def _on_the_weights(rows: Mapping[str, Sequence[ResultRow]]) -> str:

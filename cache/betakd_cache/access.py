@@ -6,7 +6,9 @@ fits into memory; beyond that, a map reads page by page on demand, where announc
 
 import functools
 import os
+import resource
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +22,12 @@ from betakd_cache.layout import ArraySpec, Axis
 from betakd_cache.rows import damaged
 from betakd_cache.zarr_arrays import CRC_BYTES, chunk_name
 
+MAX_OPEN_FILES = 65_536
 MAX_OPEN_SHARDS = 2048  # about 17 maps each; Linux allows a process 65,530
 
 Ranges = Sequence[Sequence[int]]
 """(start, stop) per sample."""
+Buffer = bytes | memoryview
 
 
 class Access(Protocol):
@@ -32,79 +36,103 @@ class Access(Protocol):
     def pointers(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """`sample_ptr` and `entry_ptr` `[S + 1]` of a shard."""
 
-    def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[NDArray[Any]]]:
-        """Per array the rows of each sample: `ranges` along its axis, in shard `numbers`."""
+    def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
+        """Per array the bytes of each sample's rows: `ranges` along its axis, in shard `numbers`."""
 
 
 class MappedAccess:
     """Slices of memory maps, which stay open."""
 
     def __init__(self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec]) -> None:
-        self._specs = specs
-        self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(
-            lambda number: {name: map_array(cache_path, shards[number], spec) for name, spec in specs.items()}
-        )
+        self._cache_path, self._shards, self._specs = cache_path, shards, specs
+        self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
 
     def pointers(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
         shard = self._shard(number)
-        return shard["sample_ptr"], shard["entry_ptr"]
+        return shard.sample_ptr, shard.entry_ptr
 
-    def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[NDArray[Any]]]:
-        shards = [self._shard(number) for number in numbers]
+    def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
+        # Slices of bytes cost half of what slices of arrays do, and arrays with rows of one size share them.
+        sizes = {(spec.axis, spec.row_bytes) for spec in self._specs.values() if spec.axis in ranges}
+        slices = {
+            (axis, row_bytes): [slice(start * row_bytes, stop * row_bytes) for start, stop in ranges[axis]]
+            for axis, row_bytes in sizes
+        }
+        shards = [self._shard(number).content for number in numbers]
         return {
-            name: [shard[name][start:stop] for shard, (start, stop) in zip(shards, ranges[spec.axis], strict=True)]
+            name: [shard[name][rows] for shard, rows in zip(shards, slices[spec.axis, spec.row_bytes], strict=True)]
             for name, spec in self._specs.items()
             if spec.axis in ranges
         }
+
+    def _map_shard(self, number: int) -> "_MappedShard":
+        arrays = {name: map_array(self._cache_path, self._shards[number], spec) for name, spec in self._specs.items()}
+        content = {name: memoryview(array).cast("B") for name, array in arrays.items()}  # type: ignore[arg-type]
+        return _MappedShard(arrays["sample_ptr"], arrays["entry_ptr"], content)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _MappedShard:
+    sample_ptr: NDArray[Any]
+    entry_ptr: NDArray[Any]
+    content: Mapping[str, memoryview]
 
 
 class PositionedAccess:
-    """pread of exactly the rows asked for, after telling the kernel about all of them; no file stays open."""
+    """pread of exactly the rows asked for, after telling the kernel about all of them.
+
+    Files stay open, the least recently used are closed: at most half of what the process may open.
+    """
 
     def __init__(self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec]) -> None:
         self._cache_path, self._shards, self._specs = cache_path, shards, specs
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._file = functools.lru_cache(min(most, MAX_OPEN_FILES))(self._open)
         self.pointers: Callable[[int], tuple[NDArray[Any], NDArray[Any]]] = functools.cache(self._read_pointers)
 
-    def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[NDArray[Any]]]:
-        rows = {
-            name: list(zip(numbers, [spec] * len(numbers), ranges[spec.axis], strict=True))
-            for name, spec in self._specs.items()
-            if spec.axis in ranges
-        }
-        for wanted in rows.values():
-            for number, spec, (start, stop) in wanted:
-                self._announce(number, spec, start, stop)
+    def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
+        specs = [spec for spec in self._specs.values() if spec.axis in ranges]
+        for spec in specs:
+            for number, (start, stop) in zip(numbers, ranges[spec.axis], strict=True):
+                offset, size = start * spec.row_bytes, (stop - start) * spec.row_bytes
+                os.posix_fadvise(self._file(number, spec.name).number, offset, size, os.POSIX_FADV_WILLNEED)
         return {
-            name: [self._read(number, spec, start, stop) for number, spec, (start, stop) in wanted]
-            for name, wanted in rows.items()
+            spec.name: [
+                self._read(number, spec, start, stop)
+                for number, (start, stop) in zip(numbers, ranges[spec.axis], strict=True)
+            ]
+            for spec in specs
         }
 
     def _read_pointers(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
         size = self._shards[number].num_samples + 1
-        return (
-            self._read(number, self._specs["sample_ptr"], 0, size),
-            self._read(number, self._specs["entry_ptr"], 0, size),
-        )
+        specs = (self._specs["sample_ptr"], self._specs["entry_ptr"])
+        sample_ptr, entry_ptr = (np.frombuffer(self._read(number, spec, 0, size), spec.dtype) for spec in specs)
+        return sample_ptr, entry_ptr
 
-    def _announce(self, number: int, spec: ArraySpec, start: int, stop: int) -> None:
-        """Nothing; the kernel goes on reading after the file is closed."""
-        path, row_bytes = chunk_path(self._cache_path, self._shards[number], spec), spec.row_bytes
-        descriptor = _open(path)
-        try:
-            os.posix_fadvise(descriptor, start * row_bytes, (stop - start) * row_bytes, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
+    def _read(self, number: int, spec: ArraySpec, start: int, stop: int) -> bytes:
+        size, offset = (stop - start) * spec.row_bytes, start * spec.row_bytes
+        return os.pread(self._file(number, spec.name).number, size, offset)
 
-    def _read(self, number: int, spec: ArraySpec, start: int, stop: int) -> NDArray[Any]:
-        path, row_bytes = chunk_path(self._cache_path, self._shards[number], spec), spec.row_bytes
-        descriptor = _open(path)
+    def _open(self, number: int, name: str) -> "_OpenFile":
+        entry, spec = self._shards[number], self._specs[name]
+        path = chunk_path(self._cache_path, entry, spec)
         try:
-            check_size(path, self._shards[number], spec, os.fstat(descriptor).st_size)
-            content = os.pread(descriptor, (stop - start) * row_bytes, start * row_bytes)
-        finally:
-            os.close(descriptor)
-        rows = np.frombuffer(content, spec.dtype)
-        return rows if spec.width is None else rows.reshape(-1, spec.width)
+            file = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise damaged(path, error) from error
+        check_size(path, entry, spec, os.fstat(file.number).st_size)
+        return file
+
+
+class _OpenFile:
+    """A descriptor that is closed with the last reference to it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
 
 
 ACCESSES: dict[str, Callable[[Path, Sequence[ShardEntry], Mapping[str, ArraySpec]], Access]] = {
@@ -142,10 +170,3 @@ def map_array(cache_path: Path, entry: ShardEntry, spec: ArraySpec) -> NDArray[A
     except OSError as error:
         raise damaged(path, error) from error
     return np.frombuffer(data, spec.dtype).reshape(spec.shape(entry.num_samples, entry.num_tokens, entry.num_entries))
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise damaged(path, error) from error

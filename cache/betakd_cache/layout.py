@@ -65,10 +65,6 @@ class ArraySpec:
         rows = {"boundary": num_samples + 1, "sample": num_samples, "token": num_tokens, "entry": num_entries}
         return (rows[self.axis],) if self.width is None else (rows[self.axis], self.width)
 
-    def empty(self) -> np.ndarray:
-        """The array of no rows."""
-        return np.empty(0 if self.width is None else (0, self.width), self.dtype)
-
 
 def array_specs(rules: CacheRules) -> tuple[ArraySpec, ...]:
     """Every array of a shard, little-endian, in the order of docs/cache-format.md."""

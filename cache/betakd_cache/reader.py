@@ -1,6 +1,7 @@
 """Reading a cache: any samples in any order, at the speed of memory."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,11 @@ class TeacherCache:
         ranges: dict[Axis, Ranges] = {"sample": [(place, place + 1) for place in places]}
         ranges |= {"token": tokens, "entry": entries}
         pieces = self._access.read(shards, ranges)
-        arrays = {name: np.concatenate(parts) if parts else self._specs[name].empty() for name, parts in pieces.items()}
+        arrays = {}
+        for name, parts in pieces.items():
+            spec = self._specs[name]
+            rows = np.frombuffer(bytearray().join(parts), spec.dtype)  # a bytearray, so that tensors may share it
+            arrays[name] = rows if spec.width is None else rows.reshape(-1, spec.width)
         return CompactBatch(arrays, _pointers(tokens), _pointers(entries))
 
     def record(self, index: int) -> TeacherRecord:
@@ -176,4 +181,4 @@ class TeacherCache:
 
 def _pointers(ranges: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """The running sum `[len + 1]` of the lengths of ranges."""
-    return np.cumsum([0, *(stop - start for start, stop in ranges)])
+    return np.array(list(itertools.accumulate((stop - start for start, stop in ranges), initial=0)))

@@ -1,5 +1,6 @@
 """Other programs, other processes and read-only places see the same values; opening a large cache is quick."""
 
+import gc
 import json
 import multiprocessing
 import subprocess
@@ -65,12 +66,29 @@ def test_an_unknown_access_is_refused(cache: TeacherCache) -> None:
         open_cache(cache.path, access="fast")
 
 
-def test_reading_leaves_no_file_open(cache: TeacherCache) -> None:
+def test_maps_keep_no_file_open_and_positioned_reads_only_while_they_are_used(cache: TeacherCache) -> None:
+    def num_open() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = num_open()
+    mapped, positioned = open_cache(cache.path), open_cache(cache.path, access="pread")
+    mapped.batch(range(6))
+    assert num_open() == before
+    positioned.batch(range(6))
+    assert num_open() > before
+    del positioned
+    assert num_open() == before
+
+
+def test_positioned_reads_close_the_files_used_least_recently(
+    cache: TeacherCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("betakd_cache.access.MAX_OPEN_FILES", 5)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    readers = [open_cache(cache.path, access=access) for access in ("mmap", "pread")]
-    for reader in readers:
-        reader.batch(range(6))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    positioned = open_cache(cache.path, access="pread")
+    np.testing.assert_array_equal(positioned.batch([5, 0]).gaps(), cache.batch([5, 0]).gaps())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 5
 
 
 def _decoded_gaps(cache: TeacherCache, queue: "multiprocessing.Queue[np.ndarray]") -> None:

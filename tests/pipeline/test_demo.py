@@ -1,0 +1,84 @@
+"""The demo's sentences say what the rows say, and the whole command leaves what the README names."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from betakd_pipe.ablate_rows import ResultRow
+from betakd_pipe.demo import SCENARIOS
+from betakd_pipe.demo_results import conclusions
+from betakd_stages.data import load_samples
+
+
+def row(method: str, accuracy: float) -> ResultRow:
+    return ResultRow(method, 0, accuracy, {}, None, 0.0, {}, 1.0, Path("run"))
+
+
+ACCURACIES = {
+    "ce": 60.0,
+    "fkl-fixed-1": 80.0,
+    "fkl-fixed-tuned": 85.0,
+    "fkl-shuffled-teacher": 50.0,
+    "fkl-task": 84.0,
+    "fkl-instance": 70.0,
+    "fkl-instance-entropy": 86.5,
+}
+
+
+def test_the_sentences_report_wins_and_losses_alike() -> None:
+    first, second = conclusions({"D1": [row(method, value) for method, value in ACCURACIES.items()]})
+    assert first == (
+        "Test accuracy: D1 60.0 % with labels alone, 80.0 % with the cached teacher, 50.0 % with its records shuffled: "
+        "the teacher beats the labels and the control loses, so it is the cache that helps."
+    )
+    assert second == (
+        "Beta-KD against the tuned fixed weight, in points: D1 task -1.0, instance -15.0, instance-entropy +1.5."
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "accuracy", "end"),
+    [
+        ("fkl-shuffled-teacher", 81.0, ": THE CONTROL DID NOT LOSE, so do not trust this run."),
+        ("ce", 81.0, ": the control loses, but the teacher does not beat the labels everywhere."),
+    ],
+)
+def test_what_speaks_against_the_cache_is_said_too(method: str, accuracy: float, end: str) -> None:
+    rows = {"D1": [row(name, value) for name, value in {**ACCURACIES, method: accuracy}.items()]}
+    assert conclusions(rows)[0].endswith(end)
+
+
+def test_the_scenarios_are_noisy_where_they_say_and_clean_in_the_test_split() -> None:
+    d1, d2 = SCENARIOS
+    for scenario in SCENARIOS:
+        for split in ("teacher", "transfer", "validation"):
+            load_samples(scenario.data(split, 0))
+    assert "label_noise" not in d1.data("teacher", 0)
+    assert "label_noise=0.3" in d1.data("validation", 0)
+    assert "noisy_types=which+even" in d2.data("transfer", 0)
+    assert "noisy_types=greater+prime" in d2.data("teacher", 0)
+
+
+@pytest.mark.long
+def test_the_whole_demo_ends_with_table_report_and_results(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("betakd-pipe")), "demo", "--quick", "--seeds", "0", "--out", "demo"]
+    environment = {**os.environ, "COLUMNS": "160"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "fkl-shuffled-teacher" in done.stdout
+    assert "Report: demo/report.html" in done.stdout
+    with (tmp_path / "demo" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["scenario"], row["method"]) for row in rows} == {
+        (scenario, method) for scenario in ("D1", "D2") for method in ("teacher", "fkl-pure", *ACCURACIES)
+    }
+    for scenario in ("D1", "D2"):
+        for name in ("teacher", "cache", "runs/ce/model"):
+            assert (tmp_path / "demo" / scenario / "seed-0" / name).is_dir()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+    assert again.returncode == 0
+    assert again.stdout == done.stdout

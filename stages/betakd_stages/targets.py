@@ -13,7 +13,7 @@ from torch import Tensor
 from betakd_stages.tail import Temperature, interpolate_tail
 from betakd_stages.truncation import truncate_logits
 
-CHUNK_ELEMENTS = 2**26
+CHUNK_ELEMENTS = 2**24
 """`TeacherTargets.from_logits` works on as many rows at a time as have about this many logits."""
 
 

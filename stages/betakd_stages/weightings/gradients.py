@@ -18,6 +18,21 @@ Gradient = list[Tensor]
 """One tensor for each parameter."""
 
 
+class _RefuseBackward(torch.autograd.Function):
+    """The identity, whose backward is an error: a plain backward pass would silently be that of equal weights."""
+
+    @staticmethod
+    def forward(ctx: Any, objective: Tensor) -> Tensor:
+        return objective.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise ConfigError(
+            "this weighting combines the channels' gradients, but the loss was differentiated as one number: "
+            "call Objective.backward in place of loss.backward, or choose another weighting"
+        )
+
+
 class GradientWeighting(Weighting):
     """Weights of 1, or learned from gradients, for the cross-entropy and the C channels."""
 
@@ -29,7 +44,8 @@ class GradientWeighting(Weighting):
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
         betas = (self.weights[1:] * present).to(energies.dtype)
         weights = (self.cross_entropy_weight * self.weights[0]).to(cross_entropy.dtype).expand_as(cross_entropy)
-        return WeightingOutput(weights * cross_entropy + (betas * energies).sum(dim=1), betas, weights)
+        objective = weights * cross_entropy + (betas * energies).sum(dim=1)
+        return WeightingOutput(_RefuseBackward.apply(objective), betas, weights)
 
     def combine(self, gradients: Sequence[Gradient], losses: Tensor) -> Gradient:
         """The gradient to train with, from those of the weighted channels and their unweighted losses `[1 + C]`."""

@@ -1,5 +1,6 @@
 """Every energy against float64 oracles that hold the whole vocabulary, in value and gradient."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,9 +155,11 @@ def test_no_supervised_token_gives_no_value_and_no_error(name: str) -> None:
     targets = TeacherTargets.from_logits(
         batch.teacher_logits[:0], batch.gold_ids[:0], top_k=4, temperatures=(0.5, 1.0, 5.0)
     )
-    values, gradients = evaluate(name, batch.teacher_logits[:0], targets)
-    assert values.shape == (0,)
-    assert gradients.shape == (0, VOCABULARY)
+    without_width = replace(targets, ids=targets.ids[:, :0], kept=targets.kept[:, :0], logits=targets.logits[:, :0])
+    for empty in (targets, without_width):
+        values, gradients = evaluate(name, batch.teacher_logits[:0], empty)
+        assert values.shape == (0,)
+        assert gradients.shape == (0, VOCABULARY)
 
 
 @pytest.mark.parametrize("name", ENERGIES)

@@ -249,6 +249,12 @@ def test_an_objective_that_is_not_finite_is_an_error_naming_the_samples(scene: S
         require_finite(bad, ["a", "b", "c"])
 
 
+def test_an_energy_may_stand_alone_without_the_labels(scene: Scene) -> None:
+    alone = scene.run(scene.build(energies=[("fkl", {})], features=[], weighting="fixed", ce_weight=0.0))
+    torch.testing.assert_close(alone.objective, alone.energies[:, 0])
+    assert bool((alone.cross_entropy > 0).all())
+
+
 def test_wrong_names_are_errors_that_list_the_valid_ones(scene: Scene) -> None:
     with pytest.raises(ConfigError, match=r"energy 'fkl' is named twice: name each energy once"):
         scene.build(energies=[("fkl", {}), ("fkl", {"temperature": 2.0})])

@@ -197,6 +197,13 @@ def test_backward_combines_the_gradients_of_the_channels(batch: Batch, weighting
     assert not torch.equal(twin.weights, torch.ones(3)) or weighting == "pcgrad"
 
 
+@pytest.mark.parametrize("weighting", ["pcgrad", "gradnorm"])
+def test_a_plain_backward_is_refused_where_gradients_are_to_be_combined(batch: Batch, weighting: str) -> None:
+    run = trained(batch, weighting)
+    with pytest.raises(ConfigError, match=r"combines the channels' gradients.*call Objective.backward in place of"):
+        run.output.total.backward()
+
+
 def test_the_objective_asks_for_the_batches_that_manual_weights_need(batch: Batch) -> None:
     objective = build_objective(energies=[("fkl", {})], weighting="manual", weighting_settings={"num_batches": 3})
     assert objective.remaining_batches == 3

@@ -34,8 +34,11 @@ class Energy(nn.Module):
         factor (p1 - p2)^power, p1 and p2 the teacher's two largest probabilities at temperature 1; 0 is no gate.
         """
         super().__init__()
-        self.teacher_temperature = _positive("temperature", teacher_temperature or temperature)
-        self.student_temperature = _positive("temperature", student_temperature or temperature)
+        own = {"teacher_temperature": teacher_temperature, "student_temperature": student_temperature}
+        self.teacher_temperature, self.student_temperature = (
+            _positive("temperature", temperature) if value is None else _positive(name, value)
+            for name, value in own.items()
+        )
         self.temperature_power = temperature_power
         self.include_teacher_entropy = include_teacher_entropy
         if confidence_gate < 0:

@@ -45,7 +45,8 @@ class CurriculumTemperature(Energy):
                 f"give a minimum above 0 and a span of 0 or more"
             )
         self.minimum, self.span = minimum_temperature, temperature_span
-        self.maximum = maximum_temperature or minimum_temperature + temperature_span
+        highest = minimum_temperature + temperature_span
+        self.maximum = highest if maximum_temperature is None else min(highest, maximum_temperature)
         self.fixed_scale = gradient_scale
         self.gradient_scale: Tensor
         # A buffer, so that a resumed run goes on where it stopped.

@@ -76,4 +76,7 @@ def per_channel(name: str, values: PerChannel, channels: Sequence[str]) -> Tenso
             f"{name} is given for {', '.join(sorted(values)) or 'no channel'} but the channels are "
             f"{', '.join(channels) or 'none'}: give one number, or one for each channel"
         )
+    for channel, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name} of {channel} is {value!r}, expected a number: correct its value")
     return torch.tensor([float(values[channel]) for channel in channels])

@@ -25,15 +25,15 @@ from betakd_cache.zarr_arrays import CRC_BYTES, chunk_name
 MAX_OPEN_FILES = 65_536
 MAX_OPEN_SHARDS = 2048  # about 17 maps each; Linux allows a process 65,530
 
-Ranges = Sequence[Sequence[int]]
-"""(start, stop) per sample."""
+Ranges = NDArray[np.int64]
+"""`[B, 2]`: where the rows of each sample start and stop."""
 Buffer = bytes | memoryview
 
 
 class Access(Protocol):
     """Reads rows of the arrays of a cache's shards."""
 
-    def pointers(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def pointers(self, number: int) -> tuple[memoryview, memoryview]:
         """`sample_ptr` and `entry_ptr` `[S + 1]` of a shard."""
 
     def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
@@ -45,36 +45,35 @@ class MappedAccess:
 
     def __init__(self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec]) -> None:
         self._cache_path, self._shards, self._specs = cache_path, shards, specs
+        self._columns = [(spec.name, spec.axis, spec.row_bytes) for spec in specs.values() if spec.axis != "boundary"]
         self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
 
-    def pointers(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def pointers(self, number: int) -> tuple[memoryview, memoryview]:
         shard = self._shard(number)
         return shard.sample_ptr, shard.entry_ptr
 
     def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
         # Slices of bytes cost half of what slices of arrays do, and arrays with rows of one size share them.
-        sizes = {(spec.axis, spec.row_bytes) for spec in self._specs.values() if spec.axis in ranges}
         slices = {
-            (axis, row_bytes): [slice(start * row_bytes, stop * row_bytes) for start, stop in ranges[axis]]
-            for axis, row_bytes in sizes
+            (axis, size): list(map(slice, *(ranges[axis].T * size).tolist()))
+            for axis, size in dict.fromkeys((axis, size) for _, axis, size in self._columns)
         }
         shards = [self._shard(number).content for number in numbers]
         return {
-            name: [shard[name][rows] for shard, rows in zip(shards, slices[spec.axis, spec.row_bytes], strict=True)]
-            for name, spec in self._specs.items()
-            if spec.axis in ranges
+            name: [shard[name][rows] for shard, rows in zip(shards, slices[axis, size], strict=True)]
+            for name, axis, size in self._columns
         }
 
     def _map_shard(self, number: int) -> "_MappedShard":
         arrays = {name: map_array(self._cache_path, self._shards[number], spec) for name, spec in self._specs.items()}
         content = {name: memoryview(array).cast("B") for name, array in arrays.items()}  # type: ignore[arg-type]
-        return _MappedShard(arrays["sample_ptr"], arrays["entry_ptr"], content)
+        return _MappedShard(content["sample_ptr"].cast("I"), content["entry_ptr"].cast("Q"), content)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _MappedShard:
-    sample_ptr: NDArray[Any]
-    entry_ptr: NDArray[Any]
+    sample_ptr: memoryview
+    entry_ptr: memoryview
     content: Mapping[str, memoryview]
 
 
@@ -88,27 +87,26 @@ class PositionedAccess:
         self._cache_path, self._shards, self._specs = cache_path, shards, specs
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._file = functools.lru_cache(min(most, MAX_OPEN_FILES))(self._open)
-        self.pointers: Callable[[int], tuple[NDArray[Any], NDArray[Any]]] = functools.cache(self._read_pointers)
+        self.pointers: Callable[[int], tuple[memoryview, memoryview]] = functools.cache(self._read_pointers)
 
     def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
         specs = [spec for spec in self._specs.values() if spec.axis in ranges]
         for spec in specs:
-            for number, (start, stop) in zip(numbers, ranges[spec.axis], strict=True):
+            for number, (start, stop) in zip(numbers, ranges[spec.axis].tolist(), strict=True):
                 offset, size = start * spec.row_bytes, (stop - start) * spec.row_bytes
                 os.posix_fadvise(self._file(number, spec.name).number, offset, size, os.POSIX_FADV_WILLNEED)
         return {
             spec.name: [
                 self._read(number, spec, start, stop)
-                for number, (start, stop) in zip(numbers, ranges[spec.axis], strict=True)
+                for number, (start, stop) in zip(numbers, ranges[spec.axis].tolist(), strict=True)
             ]
             for spec in specs
         }
 
-    def _read_pointers(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _read_pointers(self, number: int) -> tuple[memoryview, memoryview]:
         size = self._shards[number].num_samples + 1
-        specs = (self._specs["sample_ptr"], self._specs["entry_ptr"])
-        sample_ptr, entry_ptr = (np.frombuffer(self._read(number, spec, 0, size), spec.dtype) for spec in specs)
-        return sample_ptr, entry_ptr
+        sample_ptr, entry_ptr = (self._read(number, self._specs[name], 0, size) for name in ("sample_ptr", "entry_ptr"))
+        return memoryview(sample_ptr).cast("I"), memoryview(entry_ptr).cast("Q")
 
     def _read(self, number: int, spec: ArraySpec, start: int, stop: int) -> bytes:
         size, offset = (stop - start) * spec.row_bytes, start * spec.row_bytes

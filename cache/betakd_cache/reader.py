@@ -1,7 +1,6 @@
 """Reading a cache: any samples in any order, at the speed of memory."""
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,22 +129,25 @@ class TeacherCache:
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"indices reach from {wanted.min()} to {wanted.max()}, the cache has {len(self)} samples")
         numbers = np.searchsorted(self._bounds, wanted, side="right") - 1
-        places = (wanted - self._bounds[numbers]).tolist()
+        places = wanted - self._bounds[numbers]
         shards = numbers.tolist()
         tokens, entries = [], []
-        for number, place in zip(shards, places, strict=True):
+        for number, place in zip(shards, places.tolist(), strict=True):
             sample_ptr, entry_ptr = self._access.pointers(number)
-            tokens.append(sample_ptr[place : place + 2].tolist())
-            entries.append(entry_ptr[place : place + 2].tolist())
-        ranges: dict[Axis, Ranges] = {"sample": [(place, place + 1) for place in places]}
-        ranges |= {"token": tokens, "entry": entries}
+            tokens.append((sample_ptr[place], sample_ptr[place + 1]))
+            entries.append((entry_ptr[place], entry_ptr[place + 1]))
+        ranges: dict[Axis, Ranges] = {
+            "sample": np.stack([places, places + 1], axis=1),
+            "token": np.array(tokens, np.int64).reshape(-1, 2),
+            "entry": np.array(entries, np.int64).reshape(-1, 2),
+        }
         pieces = self._access.read(shards, ranges)
         arrays = {}
         for name, parts in pieces.items():
             spec = self._specs[name]
             rows = np.frombuffer(bytearray().join(parts), spec.dtype)  # a bytearray, so that tensors may share it
             arrays[name] = rows if spec.width is None else rows.reshape(-1, spec.width)
-        return CompactBatch(arrays, _pointers(tokens), _pointers(entries))
+        return CompactBatch(arrays, _pointers(ranges["token"]), _pointers(ranges["entry"]))
 
     def record(self, index: int) -> TeacherRecord:
         """One sample as the teacher gave it, within the precision of the format."""
@@ -179,6 +181,6 @@ class TeacherCache:
         return read_rows([self._rows_path(self._shards[number])], None)
 
 
-def _pointers(ranges: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """The running sum `[len + 1]` of the lengths of ranges."""
-    return np.array(list(itertools.accumulate((stop - start for start, stop in ranges), initial=0)))
+def _pointers(ranges: Ranges) -> NDArray[np.int64]:
+    """The running sum `[B + 1]` of the lengths of ranges."""
+    return np.concatenate(([0], np.cumsum(ranges[:, 1] - ranges[:, 0])))

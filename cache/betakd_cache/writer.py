@@ -2,11 +2,14 @@
 
 A shard is written under `.tmp-*`, synced, renamed to its final name, and then listed in the journal: only a listed
 shard exists. A writer that dies loses the records since its last commit and nothing else; the next one clears up.
+
+A complete cache that gets a new sample is open again: its manifest says so before its journal lists the sample.
 """
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from betakd_cache import files
-from betakd_cache.completion import clear_abandoned_parts, complete_manifest
+from betakd_cache.completion import REJECTED_NAME, clear_abandoned_parts, complete_manifest
 from betakd_cache.encode import encode_arrays, encode_rows
 from betakd_cache.errors import CacheError
 from betakd_cache.journal import (
@@ -52,7 +55,6 @@ class CacheWriter:
         """Use `open`."""
         self.path = path
         self._rules, self._part, self._shard_samples, self._journal = rules, part, shard_samples, journal
-        self._complete = read_manifest(path).state == "complete"
         self._num_shards = len(journal.content.shards)
         self._pending: dict[str, TeacherRecord] = {}
         self._pending_entries = 0
@@ -74,7 +76,7 @@ class CacheWriter:
         overwrite: bool = False,
         part: Part = WHOLE,
     ) -> Self:
-        """A writer for a new cache, or for an existing one of the same identity and rules, which it resumes.
+        """A writer for a new cache, or for an existing one of the same identity and rules, which it resumes or extends.
 
         `part` (i, n) lets n processes write disjoint samples into one cache; the last to complete completes the cache.
         Raises CacheError where `path` holds another cache or something else, or where the part has a writer already.
@@ -121,7 +123,8 @@ class CacheWriter:
     def reject(self, sample_id: str, reason: str) -> None:
         """Note, for good, that a sample cannot be scored; it counts as stored when the cache is resumed."""
         self._check_new(sample_id)
-        self._journal.append_rejected(sample_id, reason)
+        with self._reopened():
+            self._journal.append_rejected(sample_id, reason)
         self.stored.add(sample_id)
 
     def flush(self) -> None:
@@ -142,16 +145,17 @@ class CacheWriter:
 
     def complete(self) -> bool:
         """True if the cache is complete now; False while other parts of it are still being written."""
-        if self._complete:
-            return True
         self.flush()
-        self._journal.append_complete()
-        paths = [self.path / journal_name((number, self._part[1])) for number in range(self._part[1])]
-        if all(path.exists() and read_journal(path).complete for path in paths):
+        with _manifest_lock(self.path):
+            if read_manifest(self.path).state == "complete":
+                return True
+            self._journal.append_complete()
+            paths = [self.path / journal_name((number, self._part[1])) for number in range(self._part[1])]
+            if not all(path.exists() and read_journal(path).complete for path in paths):
+                return False
             clear_abandoned_parts(self.path)
             complete_manifest(self.path, self._part)
-            self._complete = True
-        return self._complete
+            return True
 
     def close(self) -> None:
         """Let go of the cache; pending records are lost unless `flush` came before."""
@@ -170,8 +174,6 @@ class CacheWriter:
             self.close()
 
     def _check_new(self, sample_id: str) -> None:
-        if self._complete:
-            raise CacheError(f"{self.path} is complete; write further samples to another cache and merge the two")
         if sample_id in self.stored or sample_id in self._pending:
             raise CacheError(f"{self.path} holds sample {sample_id!r} already; skip the ids in `stored`")
 
@@ -190,9 +192,23 @@ class CacheWriter:
     def _commit(self, arrays: Mapping[str, NDArray[Any]], rows: pa.Table) -> None:
         name = shard_name(self._part, self._num_shards)
         clear_uncommitted(self.path, name)
-        self._journal.append_shard(self._write_shard(name, arrays, rows))
+        entry = self._write_shard(name, arrays, rows)
+        with self._reopened():
+            self._journal.append_shard(entry)
         self._num_shards += 1
         self.stored.update(rows["sample_id"].to_pylist())
+
+    @contextlib.contextmanager
+    def _reopened(self) -> Iterator[None]:
+        """The manifest says "open" while the journal gets a line, and no other part completes the cache meanwhile."""
+        with _manifest_lock(self.path):
+            manifest = read_manifest(self.path)
+            if manifest.state == "complete":
+                temporary = self.path / f".tmp-{MANIFEST_NAME}-{self._part[0]}-of-{self._part[1]}"
+                reopened = Manifest(manifest.identity, manifest.rules)
+                files.replace_whole(self.path / MANIFEST_NAME, temporary, reopened.to_bytes())
+                files.remove(self.path / REJECTED_NAME)
+            yield
 
     def _write_shard(self, name: str, arrays: Mapping[str, NDArray[Any]], rows: pa.Table) -> ShardEntry:
         """The entry of a shard whose files are synced and under their final names."""
@@ -222,6 +238,17 @@ def stored_ids(path: Path) -> set[str]:
             stored.update(read_rows(tables, ["sample_id"])["sample_id"].to_pylist())
         stored.update(content.rejected)
     return stored
+
+
+@contextlib.contextmanager
+def _manifest_lock(path: Path) -> Iterator[None]:
+    """Waits until no other part of the cache at `path` holds its manifest's state; a dead process gives up its lock."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _check_place(path: Path, wanted: Manifest) -> None:

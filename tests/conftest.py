@@ -16,6 +16,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     teacher = save_tiny_model(folder / "teacher", TEACHER_SIZE, seed=1)
     student = save_tiny_model(folder / "student", STUDENT_SIZE, seed=2)
-    settings = CacheTeacherSettings(teacher=str(teacher), data=DATA, shard_samples=20, batch_size=7)
+    settings = CacheTeacherSettings(
+        teacher=str(teacher),
+        data=DATA,
+        shard_samples=20,
+        batch_size=7,
+        temperatures=(0.5, 1.0, 2.0, 5.0),  # every energy's range
+    )
     cache_teacher(settings, folder / "cache", progress=SilentProgress())
     return World(teacher, student, folder / "cache", DATA)

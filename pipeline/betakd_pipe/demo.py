@@ -132,7 +132,10 @@ def prepare(scenario: Scenario, folder: Path, seed: int, quick: bool) -> None:
     evaluation = EvaluateSettings(model=str(folder / "teacher"), **_evaluation())
     stage_runs.evaluate(evaluation, folder / "teacher-evaluation", progress=silent, stages=stages)
     caching = CacheTeacherSettings(
-        teacher=str(folder / "teacher"), data=scenario.data("transfer", seed), batch_size=128
+        teacher=str(folder / "teacher"),
+        data=scenario.data("transfer", seed),
+        batch_size=128,
+        temperatures=(0.5, 1.0, 2.0, 5.0),  # so that every energy can be tried against these caches
     )
     stage_runs.cache_teacher(caching, folder / "cache", overwrite=False, progress=silent)
 

@@ -38,6 +38,7 @@ class FeatureSettings(Settings):
     """One feature channel: the student's projected feature against the teacher's cached one."""
 
     name: Literal["vision", "prompt"] = Field(description="vision: projector output; prompt: last hidden state")
+    options: dict[str, Any] = Field(default={}, description="settings of that channel, e.g. {project: teacher}")
 
 
 class ObjectiveSettings(Settings):
@@ -46,6 +47,9 @@ class ObjectiveSettings(Settings):
     cross_entropy_weight: float = Field(default=1.0, ge=0, description="weight of the labels; 0 distils only")
     energies: tuple[Annotated[EnergySettings, BeforeValidator(_name_only)], ...] = ()
     features: tuple[Annotated[FeatureSettings, BeforeValidator(_name_only)], ...] = ()
+    semantics: Literal["paper", "reference"] = Field(
+        default="paper", description="energies and weighting as the paper states them, or as its published code does"
+    )
     reduction: Literal["sample", "token"] = Field(
         default="sample", description="mean over a sample's tokens, then over samples; or over all tokens"
     )
@@ -60,7 +64,13 @@ class ObjectiveSettings(Settings):
 class WeightingSettings(Settings):
     """Where the weights beta of the channels come from."""
 
-    name: str = Field(default="task", description="fixed: given numbers; task: learned scalars; instance: a network")
+    name: str = Field(
+        default="task",
+        description="fixed, manual (measured first), task (learned scalars), instance (a network), gradnorm, pcgrad",
+    )
+    inputs: tuple[str, ...] | None = Field(
+        default=None, description="what instance weighting sees: cached features, teacher_entropy, margin, ..."
+    )
     learning_rate: float = Field(default=0.05, gt=0, description="absolute learning rate of learned weights")
     options: dict[str, Any] = Field(default={}, description="settings of that weighting, e.g. {beta: 3.0} for fixed")
 

@@ -1,5 +1,6 @@
 """transformers' Trainer with our objective inside."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from betakd_stages.distiller import Distiller, load_weights, save_weights, to_cpu, trained_parameters
+from betakd_stages.errors import ConfigError
 from betakd_stages.objective import require_finite
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
 from betakd_stages.training_log import TrainingLog, summarise
+from betakd_stages.weightings import GradientWeighting
 
 CHECKPOINT_COMPLETE = "complete"
 OBJECTIVE_FILE = "objective.safetensors"
@@ -59,6 +62,29 @@ class DistillationTrainer(Trainer):
         # Data-parallel wrappers average gradients over processes; the count is already over all of them.
         loss = output.total * self.args.world_size / num_items_in_batch
         return (loss, output) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One batch forward and backward; weightings that combine gradients have a backward pass of their own."""
+        objective = self.distiller.objective
+        if not isinstance(objective.weighting, GradientWeighting):
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self.args.world_size > 1:
+            raise ConfigError("gradnorm and pcgrad run in one process: choose another weighting, or one process")
+        model.train()
+        loss, output = self.compute_loss(model, self._prepare_inputs(inputs), True, num_items_in_batch)
+        assert num_items_in_batch is not None
+        objective.backward(output, trained_parameters(self.distiller.student), torch.as_tensor(num_items_in_batch))
+        return loss.detach()
+
+    def measure_scales(self) -> None:
+        """Show a weighting that must see the losses before any update (manual) the first batches."""
+        batches = itertools.chain.from_iterable(itertools.repeat(self.get_train_dataloader()))
+        self.distiller.train()
+        with torch.no_grad():
+            for batch in itertools.islice(batches, self.distiller.objective.remaining_batches):
+                self.distiller(self._prepare_inputs(batch))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The student's groups (weight decay on matrices only) and the objective's own."""
@@ -111,6 +137,11 @@ class RunCallback(TrainerCallback):
         self._trainer = trainer
         self._log = log
         self._progress = progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.measure_scales()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

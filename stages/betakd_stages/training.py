@@ -86,9 +86,11 @@ def _build_objective(settings: DistillSettings, student: LoadedModel, manifest: 
     hidden_size = student.model.config.get_text_config().hidden_size
     return build_objective(
         energies=[(energy.name, energy.options) for energy in settings.objective.energies],
-        features=[feature.name for feature in settings.objective.features],
+        features=[(feature.name, feature.options) for feature in settings.objective.features],
         weighting=settings.weighting.name,
         weighting_settings=settings.weighting.options,
+        weighting_inputs=settings.weighting.inputs,
+        semantics=settings.objective.semantics,
         ce_weight=settings.objective.cross_entropy_weight,
         reduction=settings.objective.reduction,
         teacher_features=teacher_features,

@@ -1,0 +1,41 @@
+"""Every energy with every weighting, through the real training: a few steps, finite numbers."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.world import World
+
+from betakd_stages.energies import ENERGIES
+from betakd_stages.progress import SilentProgress
+from betakd_stages.settings import DistillSettings
+from betakd_stages.training import distill
+from betakd_stages.weightings import WEIGHTINGS
+
+TRAINING = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 1, "num_threads": 1}
+
+
+def final_metrics(world: World, out: Path, **settings: Any) -> dict[str, float]:
+    common = {"student": str(world.student), "cache": str(world.cache), "data": world.data, "training": TRAINING}
+    return distill(DistillSettings.model_validate({**common, **settings}), out, progress=SilentProgress()).final_metrics
+
+
+@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS))
+@pytest.mark.parametrize("energy", sorted(ENERGIES))
+def test_every_energy_trains_with_every_weighting(world: World, tmp_path: Path, energy: str, weighting: str) -> None:
+    objective = {"energies": [energy], "features": ["prompt"]}
+    metrics = final_metrics(world, tmp_path / "run", objective=objective, weighting={"name": weighting})
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics[f"beta/{energy}"] > 0
+    assert metrics[f"energy/{energy}"] != 0
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "task", "instance"])
+def test_all_energies_at_once_train_as_the_papers_code_computes_them(
+    world: World, tmp_path: Path, weighting: str
+) -> None:
+    objective = {"energies": sorted(ENERGIES), "semantics": "reference", "cross_entropy_weight": 0.5}
+    metrics = final_metrics(world, tmp_path / "run", objective=objective, weighting={"name": weighting})
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert {f"beta/{energy}" for energy in ENERGIES} <= metrics.keys()

@@ -1,6 +1,5 @@
 """The operation in tiles: its gradients, its independence of tile and chunk, its edge cases and its memory."""
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,8 +69,9 @@ def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("keeping", KEEPING, ids=str)
+@pytest.mark.parametrize("save_bytes", [0, 1500, 2**30])
 @pytest.mark.parametrize(
-    ("row_chunk", "tile_columns", "save_bytes"), [*itertools.product([1, 7, 9], [1, 7, VOCABULARY], [0, 1500, 2**30])]
+    ("row_chunk", "tile_columns"), [(1, 7), (1, VOCABULARY), (7, 7), (7, VOCABULARY), (9, 1), (9, 7), (9, VOCABULARY)]
 )
 def test_no_tile_chunk_or_budget_changes_the_result(
     keeping: dict[str, Any], row_chunk: int, tile_columns: int, save_bytes: int
@@ -216,7 +216,7 @@ import torch
 from betakd_stages.statistics import Head, student_statistics
 from betakd_stages.targets import TeacherTargets
 torch.set_num_threads(1)
-N, V, D = 1024, 131072, 8
+N, V, D = 1024, 65536, 8
 hidden = torch.randn(N, D).requires_grad_()
 weight = torch.randn(V, D).requires_grad_()
 ids = torch.randint(0, V, (N, 4)).sort(dim=1).values
@@ -240,8 +240,8 @@ print(peak_mib() - before)
 """
 
 
-def test_peak_memory_is_a_few_tiles_where_the_logits_alone_would_take_512_mib() -> None:
+def test_peak_memory_is_a_few_tiles_where_the_logits_alone_would_take_256_mib() -> None:
     command = [sys.executable, "-c", MEMORY_SCRIPT]
     peak_mib = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    # Three tiles of 32 MiB, and a few MiB of the head's gradient.
+    # Three tiles of 32 MiB, and 2 MiB of the head's gradient.
     assert 60 < peak_mib < 160

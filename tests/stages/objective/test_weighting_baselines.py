@@ -112,11 +112,15 @@ def test_a_learned_weight_of_the_cross_entropy_can_differ_between_samples() -> N
     torch.manual_seed(0)
     weighting = make_weighting("instance", ("fkl",), 2, learn_cross_entropy=True)
     present = torch.ones(3, 1, dtype=torch.bool)
-    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.01)
-    for _ in range(1500):
+    optimizer = torch.optim.LBFGS(weighting.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def step() -> Tensor:
         optimizer.zero_grad()
-        weighting(CROSS_ENTROPY, ENERGIES[:, :1], present, INPUTS).objective.mean().backward()
-        optimizer.step()
+        loss = weighting(CROSS_ENTROPY, ENERGIES[:, :1], present, INPUTS).objective.mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
     output = weighting(CROSS_ENTROPY, ENERGIES[:, :1], present, INPUTS)
     torch.testing.assert_close(output.cross_entropy_weights, 1 / (2 * CROSS_ENTROPY), rtol=0.01, atol=0)
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from betakd_stages.errors import ConfigError
 from betakd_stages.weightings import WEIGHTINGS, make_weighting
@@ -72,11 +73,15 @@ def test_stationary_instance_weights_differ_inside_one_batch_as_their_energies_d
     inputs = torch.randn(8, 4)
     energies = torch.rand(8, 1) + 0.1
     weighting = make_weighting("instance", ("fkl",), 4)
-    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.01)
-    for _ in range(1500):
+    optimizer = torch.optim.LBFGS(weighting.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def step() -> Tensor:
         optimizer.zero_grad()
-        weighting(torch.ones(8), energies, torch.ones(8, 1, dtype=torch.bool), inputs).objective.mean().backward()
-        optimizer.step()
+        loss = weighting(torch.ones(8), energies, torch.ones(8, 1, dtype=torch.bool), inputs).objective.mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
     betas = weighting(torch.ones(8), energies, torch.ones(8, 1, dtype=torch.bool), inputs).betas
     torch.testing.assert_close(betas, 1 / (2 * energies), rtol=0.01, atol=0)
 

@@ -112,6 +112,8 @@ class CacheWriter:
             self._check_new(record.sample_id)
         if len({record.sample_id for record in records}) < len(records):
             raise CacheError(f"a batch for {self.path} holds a sample twice; give every sample once")
+        if not records:
+            return
         check_records(records, self._rules)
         self._check_columns(records)
         for record in records:

@@ -14,7 +14,7 @@ from betakd_stages.errors import DataError
 from betakd_stages.models.loading import load_model
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
-from betakd_stages.teachers.hf import HuggingFaceTeacher
+from betakd_stages.teachers.hf import HuggingFaceTeacher, Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,11 @@ def _score_all(
                 encoded.append(encoder.encode(sample))
             except DataError as error:
                 reject(sample.sample_id, str(error))
-        scored = teacher.score(encoded) if encoded else None
+        scored = teacher.score(encoded) if encoded else Scored([], {})
         by_id = {sample.sample_id: sample for sample in batch}
-        for record in scored.records if scored else ():
-            writer.append(_with_row(record, by_id[record.sample_id]))
-            num_new += 1
-        for sample_id, reason in (scored.rejected if scored else {}).items():
+        writer.extend([_with_row(record, by_id[record.sample_id]) for record in scored.records])
+        num_new += len(scored.records)
+        for sample_id, reason in scored.rejected.items():
             reject(sample_id, reason)
         progress.advance(len(batch))
     return num_new

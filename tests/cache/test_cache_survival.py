@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cache.records import assert_equal_records, make_records, writer_for
+from tests.cache.records import assert_equal_records, make_records, write_cache, writer_for
 from tests.cache.writer_process import RECORDS as PROCESS_RECORDS
 from tests.cache.writer_process import write_what_is_missing
 
-from betakd_cache import CacheError, TokenRule, files, open_cache, verify
+from betakd_cache import CacheError, TokenRule, files, open_cache, read_manifest, verify
 
 RULE = TokenRule(top_k=8, top_p=0.99)
 RECORDS = make_records(5, 64, RULE)
@@ -142,6 +142,38 @@ def test_a_crash_at_any_single_step_loses_nothing(tmp_path: Path, half: bool, st
         assert_whole(path, tmp_path / "reference")
         assert not list(path.glob(".tmp-*"))
     assert 80 < steps() < step
+
+
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.long)])
+def test_a_crash_while_a_complete_cache_is_extended_leaves_it_complete_or_to_be_resumed(
+    tmp_path: Path, stride: int
+) -> None:
+    def extend(path: Path) -> None:
+        writer = writer_for(path, RULE, 64, feature_sizes={}, shard_samples=3)
+        with contextlib.closing(writer):
+            writer.extend([record for record in records if record.sample_id not in writer.stored])
+            writer.complete()
+
+    records = make_records(5, 64, RULE, feature_sizes={})
+    extend(tmp_path / "reference")
+    states = set()
+    for step in itertools.count(1, stride):
+        path = tmp_path / f"cache {step}"
+        write_cache(path, records[:2], RULE, 64, feature_sizes={}, shard_samples=3)
+        with pytest.MonkeyPatch.context() as patch:
+            crash_at(patch, step, half=False)
+            try:
+                extend(path)
+            except Crash:
+                pass
+            else:
+                break
+        states.add(read_manifest(path).state)
+        assert len(committed(path)) in (2, 5)
+        extend(path)
+        assert_whole(path, tmp_path / "reference")
+        assert not list(path.glob(".tmp-*"))
+    assert states == {"complete", "open"}
 
 
 class FullDevice(io.RawIOBase):

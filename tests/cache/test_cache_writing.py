@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.cache.records import IDENTITY, assert_equal_records, make_records, write_cache, writer_for
 
-from betakd_cache import CacheError, CacheWriter, TokenRule, open_cache, verify
+from betakd_cache import CacheError, CacheWriter, TokenRule, open_cache, read_manifest, verify
 
 RULE = TokenRule(top_k=20, top_p=0.99)
 RECORDS = make_records(12, 300, RULE)
@@ -102,15 +102,59 @@ def test_a_sample_cannot_be_appended_twice(tmp_path: Path) -> None:
             writer.append(RECORDS[0])
 
 
-def test_a_complete_cache_takes_nothing_more_but_completing_it_again_is_fine(tmp_path: Path) -> None:
+def test_completing_a_complete_cache_again_changes_nothing(tmp_path: Path) -> None:
     write_cache(tmp_path / "cache", RECORDS, RULE, 300)
     before = (tmp_path / "cache" / "manifest.json").read_bytes()
     with open_writer(tmp_path / "cache") as writer:
         assert len(writer.stored) == 12
-        with pytest.raises(CacheError, match=r"is complete; write further samples to another cache and merge the two"):
-            writer.append(dataclasses.replace(RECORDS[0], sample_id="new"))
         assert writer.complete()
     assert (tmp_path / "cache" / "manifest.json").read_bytes() == before
+
+
+def test_a_complete_cache_that_gets_new_records_is_open_until_it_is_completed_again(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    earlier = write_cache(path, RECORDS[:5], RULE, 300, shard_samples=2)
+    with open_writer(path) as writer:
+        writer.append(RECORDS[5])
+        assert open_cache(path).sample_ids.equals(earlier.sample_ids)  # nothing new is committed yet
+        writer.append(RECORDS[6])
+        with pytest.raises(CacheError, match="is incomplete; run the command that writes it once more"):
+            open_cache(path)
+        assert len(open_cache(path, allow_incomplete=True)) == 7
+        assert_equal_records(earlier.record(4), open_cache(path, allow_incomplete=True).record(4))
+        writer.reject("train/x", "no image")
+        writer.extend(RECORDS[7:])
+        assert writer.complete()
+    assert open_cache(path).sample_ids.to_pylist() == [record.sample_id for record in RECORDS]
+    assert open_cache(path).rejected == {"train/x": "no image"}
+    assert verify(path).ok, verify(path).problems
+
+
+def test_a_rejection_alone_opens_a_complete_cache_too(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    write_cache(path, RECORDS[:2], RULE, 300)
+    with open_writer(path) as writer:
+        writer.reject("train/x", "no image")
+        assert read_manifest(path).state == "open"
+        assert writer.complete()
+    assert read_manifest(path).counts.num_rejected == 1
+    assert verify(path).ok, verify(path).problems
+
+
+def test_a_part_that_goes_on_keeps_the_others_from_calling_the_cache_complete(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    parts = [open_writer(path, part=(number, 2)) for number in range(2)]
+    with contextlib.ExitStack() as stack:
+        for number, writer in enumerate(map(stack.enter_context, parts)):
+            writer.append(RECORDS[number])
+            assert writer.complete() == (number == 1)
+        parts[0].extend(RECORDS[2:4])
+        parts[1].extend(RECORDS[4:6])
+        assert not parts[0].complete()
+        assert read_manifest(path).state == "open"
+        assert parts[1].complete()
+    assert len(open_cache(path)) == 6
+    assert verify(path).ok, verify(path).problems
 
 
 def test_a_cache_without_any_sample_can_be_completed_and_read(tmp_path: Path) -> None:

@@ -70,6 +70,25 @@ def test_taid_ends_at_the_teacher_and_its_state_is_saved(batch: Batch) -> None:
     torch.testing.assert_close(found, run(make_energy("fkl"), batch, batch.targets(top_k=8)))
 
 
+def test_taid_as_a_cross_entropy_counts_the_entropy_inside_a_sparse_tail(batch: Batch) -> None:
+    targets = batch.targets((1.0, 2.0), top_k=8)
+    values = run(make_energy("taid", "reference", temperature=2.0), batch, targets)
+    for token, teacher in enumerate(batch.teacher_logits.numpy()):
+        student = batch.student_logits[token]
+        point = oracles.point(teacher, student, student, kept_ids(targets, token), 0, temperature=2.0)
+        intermediate = oracles.softmax(0.6 * np.log(point.q) + 0.4 * np.log(point.p))
+        np.testing.assert_allclose(values[token], oracles.cross_entropy(intermediate, point.q))
+
+
+def test_the_teachers_entropy_added_to_a_sparse_energy_is_that_of_its_whole_distribution(batch: Batch) -> None:
+    targets = batch.targets((1.0, 2.0), top_k=8)
+    for name in ("fkl", "skew_fkl", "rkl"):
+        plain = run(make_energy(name, temperature=2.0), batch, targets)
+        added = run(make_energy(name, temperature=2.0, include_teacher_entropy=True), batch, targets)
+        entropies = [oracles.entropy(teacher, 2.0) for teacher in batch.teacher_logits.numpy()]
+        np.testing.assert_allclose(added - plain, entropies)
+
+
 @pytest.mark.parametrize("name", ["ctkd", "ctkd_mlp"])
 @pytest.mark.parametrize(("semantics", "temperature"), [("paper", 1 + 4 / (1 + math.exp(2))), ("reference", None)])
 def test_ctkd_is_forward_kl_at_its_temperature(

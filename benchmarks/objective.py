@@ -29,7 +29,7 @@ from betakd_stages.statistics import Head, Needs, student_statistics
 from betakd_stages.targets import TeacherTargets
 
 SHAPES = {
-    "cpu": [(64, 1024, 32_000), (256, 1024, 32_000), (128, 896, 151_936)],
+    "cpu": [(64, 1024, 32_000), (256, 512, 32_000), (64, 512, 151_936)],
     "cuda": [(256, 2048, 32_000), (8192, 2048, 32_000), (256, 896, 151_936), (4096, 2048, 151_936)],
 }
 QUICK_SHAPES = [(64, 256, 32_000)]
@@ -64,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
-    shapes, repetitions = (QUICK_SHAPES, 5) if arguments.quick else (SHAPES[arguments.device], 11)
+    shapes, repetitions = (QUICK_SHAPES, 5) if arguments.quick else (SHAPES[arguments.device], 7)
     rows = []
     for shape in shapes:
         found = measure(make_problem(*shape, dtype, arguments.device), shape, repetitions)

@@ -11,7 +11,7 @@ import typer
 
 from betakd_pipe import __version__
 from betakd_pipe.cli_cache import cache_app
-from betakd_pipe.cli_options import Config, Debug, Set, comma_separated, examples
+from betakd_pipe.cli_options import Config, Debug, Set, comma_separated, examples, part_of_work
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -67,6 +67,7 @@ def betakd_pipe(
     epilog=examples(
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --limit 100 --temperatures 0.5,1,2",
+        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --part 0/2  (beside 1/2)",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
     ),
 )
@@ -78,6 +79,7 @@ def cache_teacher(
     top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
     temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
+    part: Annotated[str, typer.Option(metavar="I/N", help="One of N processes that fill a cache together.")] = "0/1",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the folder first.")] = False,
     config: Config = None,
     set_: Set = None,
@@ -95,13 +97,17 @@ def cache_teacher(
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
-    summary = stage_runs.cache_teacher(settings, out, overwrite=overwrite, progress=terminal_progress())
+    piece = part_of_work(part)
+    summary = stage_runs.cache_teacher(settings, out, part=piece, overwrite=overwrite, progress=terminal_progress())
     new = f"{summary.num_new} new" if summary.num_new else "all there before"
     rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
     print(
         f"{out}: {summary.num_samples} samples ({new}{rejected}), {summary.num_tokens} tokens, "
         f"{summary.size_bytes / 1e6:.2f} MB"
     )
+    if piece != (0, 1):
+        others = "and so is the cache" if summary.is_complete else "other parts of the cache are not"
+        print(f"{out}: part {part} is complete, {others}")
 
 
 @app.command(

@@ -21,6 +21,14 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in escaped)])
 
 
+def part_of_work(text: str) -> tuple[int, int]:
+    """(i, n) of `i/n`. Raises ConfigError unless 0 <= i < n."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+        raise ConfigError(f"--part {text}: expected I/N with I from 0 to N - 1, such as 0/2 and 1/2 for two processes")
+    return int(number), int(of)
+
+
 def comma_separated(flag: str, text: str | None, number: Callable[[str], Number]) -> list[Number] | None:
     """The numbers of `1,2,3`; None where the flag was not given. Raises ConfigError."""
     if text is None:

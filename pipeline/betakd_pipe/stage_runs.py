@@ -32,12 +32,19 @@ def load_stages() -> Stages:
     return Stages(distill, evaluate)
 
 
-def cache_teacher(settings: CacheTeacherSettings, out: Path, *, overwrite: bool, progress: Progress) -> "CacheSummary":
+def cache_teacher(
+    settings: CacheTeacherSettings,
+    out: Path,
+    *,
+    part: tuple[int, int] = (0, 1),
+    overwrite: bool,
+    progress: Progress,
+) -> "CacheSummary":
     """What is in the cache after stage one; the cache is its own record and needs no run folder."""
     from betakd_stages.caching import cache_teacher as stage
 
     _hide_bars_of_transformers()
-    return stage(settings, out, overwrite=overwrite, progress=progress)
+    return stage(settings, out, part=part, overwrite=overwrite, progress=progress)
 
 
 def distill(settings: DistillSettings, out: Path, *, progress: Progress, stages: Stages) -> "DistillSummary":

@@ -1,4 +1,8 @@
-"""Stage one: run a teacher once over a sample set and write its cache. Interrupted, the same call resumes."""
+"""Stage one: run a teacher once over a sample set and write its cache. Interrupted, the same call resumes.
+
+Several processes may share the work, each with a part (i, n). Samples are dealt by position, i::n: the parts are equal
+to a sample, a wider limit moves none from one part to another, and the manifest binds the order by its fingerprint.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from betakd_cache import CacheWriter, TeacherRecord, TokenRule, read_manifest
+from betakd_cache import CacheWriter, TeacherRecord, TokenRule, info
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, SampleSet
 from betakd_stages.encoding import EncodedSample, Encoder
@@ -19,8 +23,12 @@ from betakd_stages.teachers.hf import HuggingFaceTeacher, Scored
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """What a call of stage one left behind."""
+    """What a call of stage one left behind: `num_new` are this call's own, all else the whole cache's.
 
+    The cache is not complete while other parts of it are being written.
+    """
+
+    is_complete: bool
     num_samples: int
     num_new: int
     num_rejected: int
@@ -29,48 +37,72 @@ class CacheSummary:
 
 
 def cache_teacher(
-    settings: CacheTeacherSettings, out: Path, *, overwrite: bool = False, progress: Progress
+    settings: CacheTeacherSettings,
+    out: Path,
+    *,
+    part: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+    progress: Progress,
 ) -> CacheSummary:
-    """Score every sample that `out` does not hold yet and complete the cache.
+    """Score every sample of this part that `out` does not hold yet; the last part completes the cache.
 
     Raises DataError where more than `settings.max_rejected` samples fail; what was scored by then is kept.
     """
     samples = load_samples(settings.data)
     loaded = load_model(settings.teacher, settings.precision)
-    rule = TokenRule(
+    teacher = HuggingFaceTeacher(loaded, token_rule(settings))
+    with open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer:
+        wanted = samples[: settings.limit][part[0] :: part[1]]
+        stored = writer.stored
+        missing = [sample for sample in wanted if sample.sample_id not in stored]
+        progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
+        try:
+            num_new = score_all(missing, teacher, loaded.encoder, writer, settings, progress)
+        finally:
+            writer.flush()
+            progress.finish()
+        is_complete = writer.complete()
+    counts = info(out).counts
+    return CacheSummary(
+        is_complete=is_complete,
+        num_samples=counts.num_samples,
+        num_new=num_new,
+        num_rejected=counts.num_rejected,
+        num_tokens=counts.num_tokens,
+        size_bytes=counts.size_bytes,
+    )
+
+
+def token_rule(settings: CacheTeacherSettings) -> TokenRule:
+    """Which entries of a token these settings keep. Raises CacheError for a rule that no cache can have."""
+    return TokenRule(
         top_k=settings.top_k,
         top_p=settings.top_p,
         top_p_temperature=settings.top_p_temperature,
         temperatures=settings.temperatures,
         exact=settings.exact,
     )
-    teacher = HuggingFaceTeacher(loaded, rule)
-    with CacheWriter.open(
+
+
+def open_writer(
+    settings: CacheTeacherSettings,
+    out: Path,
+    teacher: HuggingFaceTeacher,
+    samples: SampleSet,
+    *,
+    part: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+) -> CacheWriter:
+    """The writer of what this teacher says about these samples. Raises CacheError where `out` holds something else."""
+    return CacheWriter.open(
         out,
         identity={**teacher.identity(), "data": data_identity(samples)},
-        token_rule=rule,
+        token_rule=token_rule(settings),
         vocabulary_size=teacher.vocabulary_size,
         feature_sizes=teacher.feature_sizes,
         shard_samples=settings.shard_samples,
         overwrite=overwrite,
-    ) as writer:
-        wanted = samples[: settings.limit]
-        stored = writer.stored
-        missing = [sample for sample in wanted if sample.sample_id not in stored]
-        progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
-        try:
-            num_new = _score_all(missing, teacher, loaded.encoder, writer, settings, progress)
-        finally:
-            writer.flush()
-            progress.finish()
-        writer.complete()
-    manifest = read_manifest(out)
-    return CacheSummary(
-        num_samples=manifest.counts.num_samples,
-        num_new=num_new,
-        num_rejected=manifest.counts.num_rejected,
-        num_tokens=manifest.counts.num_tokens,
-        size_bytes=manifest.counts.size_bytes,
+        part=part,
     )
 
 
@@ -79,7 +111,7 @@ def data_identity(samples: SampleSet) -> dict[str, Any]:
     return {"specification": samples.specification, "fingerprint": samples.fingerprint, "num_samples": len(samples)}
 
 
-def _score_all(
+def score_all(
     missing: Sequence[Sample],
     teacher: HuggingFaceTeacher,
     encoder: Encoder,
@@ -87,6 +119,7 @@ def _score_all(
     settings: CacheTeacherSettings,
     progress: Progress,
 ) -> int:
+    """How many records went to the writer. Raises DataError where too many samples cannot be scored."""
     num_new = num_rejected = 0
 
     def reject(sample_id: str, reason: str) -> None:

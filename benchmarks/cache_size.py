@@ -5,8 +5,8 @@
 Two teachers, both scaled to a mean entropy of 1 nat: a small language model trained here, for a minute, on the source
 text that ships with Python (V = 32,000), and a simulated one (V = 151,936). Students are the teacher plus noise, at a
 mean KL of 0.2 (mid) and 0.02 (late). Our settings go through a cache on disk and back. With g = d fkl / d z_student
-over the whole vocabulary, the gradient error is sqrt(sum |g^ - g|^2 / sum |g|^2); the bucket KL is that of the kept entries and
-the tail, as stored, from what they were. Bytes are those of all arrays but the pooled features.
+over the whole vocabulary, the gradient error is sqrt(sum |g^ - g|^2 / sum |g|^2); the bucket KL is that of the kept
+entries and the tail, as stored, from what they were. Bytes are those of all arrays but the pooled features.
 """
 
 import argparse

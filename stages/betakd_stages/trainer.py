@@ -1,6 +1,7 @@
 """transformers' Trainer with our objective inside."""
 
 import itertools
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from betakd_stages.errors import ConfigError
 from betakd_stages.objective import require_finite
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.training_log import TrainingLog, summarise
+from betakd_stages.training_log import TrainingLog, collapsing, summarise
 from betakd_stages.weightings import GradientWeighting
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_COMPLETE = "complete"
 OBJECTIVE_FILE = "objective.safetensors"
@@ -137,6 +140,8 @@ class RunCallback(TrainerCallback):
         self._trainer = trainer
         self._log = log
         self._progress = progress
+        self._first_row: dict[str, float | None] = {}
+        self._warned: set[str] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -156,10 +161,22 @@ class RunCallback(TrainerCallback):
             row["learning_rate"] = self._trainer._get_learning_rate()
             self._trainer.figures.clear()
             self._log.write(step, row)
+            self._warn_of_collapse(step, row)
             self._progress.advance(0, objective=f"{row['objective']:.4f}")
         self._progress.advance(1)
         control.should_save = at_checkpoint and not last
         return control
+
+    def _warn_of_collapse(self, step: int, row: dict[str, float | None]) -> None:
+        self._first_row = self._first_row or row
+        for channel in collapsing(self._first_row, row, self._trainer.distiller.objective.channels):
+            if channel not in self._warned:
+                logger.warning(
+                    f"step {step}: the weight of {channel} grows where the teacher knows least (its log correlates "
+                    f"{row[f'entropy_correlation/{channel}']:+.2f} with the teacher's entropy): the weighting collapses. "
+                    "Try the energy's include_teacher_entropy or confidence_gate, or task weighting"
+                )
+                self._warned.add(channel)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

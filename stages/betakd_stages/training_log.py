@@ -13,6 +13,8 @@ from torch import Tensor
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 QUANTILES = (0.1, 0.5, 0.9)
+COLLAPSE_CORRELATION = 0.1
+"""Of log beta with the teacher's entropy; sound weightings stay well below 0."""
 
 
 def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) -> dict[str, float | None]:
@@ -55,6 +57,23 @@ def _entropy_correlation(batch: Mapping[str, Tensor], channel: int) -> float | N
     rows = batch["present"][:, channel]
     log_beta = batch["betas"][rows, channel].double().clamp(min=1e-30).log()
     return correlation(log_beta, batch["teacher_entropy"][rows].double())
+
+
+def collapsing(
+    first: Mapping[str, float | None], now: Mapping[str, float | None], channels: Sequence[str]
+) -> list[str]:
+    """The channels whose weight has doubled since the first row and is largest where the teacher knows least.
+
+    That is how a learned weighting collapses: a flat teacher is the easiest to match, so its energy falls fastest and
+    its weight grows without bound.
+    """
+    found = []
+    for channel in channels:
+        before, after = first.get(f"beta/{channel}"), now.get(f"beta/{channel}")
+        slope = now.get(f"entropy_correlation/{channel}")
+        if before and after and slope and after > 2 * before and slope > COLLAPSE_CORRELATION:
+            found.append(channel)
+    return found
 
 
 def correlation(left: Tensor, right: Tensor) -> float | None:

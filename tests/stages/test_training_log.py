@@ -1,0 +1,52 @@
+"""The rows of metrics.jsonl: what is averaged over what, and the sign of a collapse."""
+
+import numpy as np
+import pytest
+import torch
+
+from betakd_stages.training_log import collapsing, correlation, summarise
+
+
+def batch(
+    betas: list[float], energies: list[float], entropy: list[float], present: list[bool]
+) -> dict[str, torch.Tensor]:
+    size = len(betas)
+    return {
+        "objective": torch.tensor(float(size)),
+        "count": torch.tensor(float(size)),
+        "cross_entropy": torch.arange(size).float(),
+        "cross_entropy_weights": torch.ones(size),
+        "energies": torch.tensor(energies)[:, None],
+        "betas": torch.tensor(betas)[:, None],
+        "present": torch.tensor(present)[:, None],
+        "teacher_entropy": torch.tensor(entropy),
+    }
+
+
+def test_absent_samples_do_not_count_and_correlations_are_within_batches() -> None:
+    first = batch([1.0, 2.0, 4.0, 9.0], [0.1, 0.2, 0.3, 5.0], [0.5, 0.4, 0.1, 7.0], [True, True, True, False])
+    second = batch([100.0, 100.0], [0.5, 0.5], [0.1, 0.2], [True, True])
+    row = summarise([first, second], ["fkl"])
+    assert row["energy/fkl"] == pytest.approx(np.mean([0.1, 0.2, 0.3, 0.5, 0.5]))
+    assert row["beta/fkl"] == pytest.approx(np.mean([1, 2, 4, 100, 100]))
+    assert row["weighted/fkl"] == pytest.approx(np.mean([0.1, 0.4, 1.2, 50, 50]))
+    assert row["beta/fkl/q50"] == pytest.approx(4.0)
+    # The second batch has one weight for all, so no correlation; the first alone gives it.
+    expected = np.corrcoef(np.log([1, 2, 4]), [0.5, 0.4, 0.1])[0, 1]
+    assert row["entropy_correlation/fkl"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_constant_or_a_single_number_correlates_with_nothing() -> None:
+    assert correlation(torch.tensor([1.0]), torch.tensor([2.0])) is None
+    assert correlation(torch.ones(4), torch.arange(4.0)) is None
+    assert correlation(torch.arange(4.0), 2 * torch.arange(4.0)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("beta", "slope", "expected"),
+    [(3.0, 0.5, ["fkl"]), (1.5, 0.5, []), (3.0, -0.5, []), (3.0, None, [])],
+)
+def test_a_collapse_is_a_weight_that_doubles_where_the_teacher_knows_least(
+    beta: float, slope: float | None, expected: list[str]
+) -> None:
+    assert collapsing({"beta/fkl": 1.0}, {"beta/fkl": beta, "entropy_correlation/fkl": slope}, ["fkl"]) == expected

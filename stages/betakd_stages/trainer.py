@@ -173,7 +173,7 @@ class RunCallback(TrainerCallback):
             if channel not in self._warned:
                 logger.warning(
                     f"step {step}: the weight of {channel} grows where the teacher knows least (its log correlates "
-                    f"{row[f'entropy_correlation/{channel}']:+.2f} with the teacher's entropy): the weighting collapses. "
+                    f"{row[f'entropy_correlation/{channel}']:+.2f} with the teacher's entropy): it collapses. "
                     "Try the energy's include_teacher_entropy or confidence_gate, or task weighting"
                 )
                 self._warned.add(channel)

@@ -364,7 +364,8 @@ def scaled_teacher(
 
     Without gold ids, they are drawn from its distribution.
     """
-    sample = np.concatenate([raw(number) for number in range(4)])
+    num_chunks = num_tokens // CHUNK_TOKENS
+    sample = np.concatenate([raw(number) for number in range(0, num_chunks, max(num_chunks // 8, 1))])
     scale = bisect(lambda scale: -entropies(scale * sample, 1.0).mean(), -1.0, 0.05, 50.0)
 
     def chunk(number: int) -> Floats:

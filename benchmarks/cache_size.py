@@ -145,9 +145,12 @@ def token_errors(
     p_kept = np.where(held, np.take_along_axis(p, ids, axis=1), 0.0)
     q_kept = np.where(held, np.take_along_axis(q, ids, axis=1), 0.0)
     pp, pq, qq = whole - np.stack([(p_kept**2).sum(axis=1), (p_kept * q_kept).sum(axis=1), (q_kept**2).sum(axis=1)])
-    ratio = tail / np.maximum(1 - q_kept.sum(axis=1), 1e-15)  # what rounding leaves of a sum
+    p_tail, q_tail = (np.maximum(1 - kept.sum(axis=1), 1e-15) for kept in (p_kept, q_kept))
+    # Where a tail is all but empty, rounding is all these differences hold; what they can be at most is known.
+    pp, qq = np.clip(pp, 0, p_tail**2), np.clip(qq, 0, q_tail**2)
+    pq = np.clip(pq, 0, np.sqrt(pp * qq))
+    ratio = tail / q_tail
     error = ((p_kept - stored) ** 2).sum(axis=1) + pp - 2 * ratio * pq + ratio**2 * qq
-    p_tail = np.maximum(1 - p_kept.sum(axis=1), 1e-15)
     with np.errstate(divide="ignore", invalid="ignore"):
         kept_kl = np.where(held, p_kept * np.log(p_kept / stored), 0.0).sum(axis=1)
         tail_kl = p_tail * np.log(p_tail / tail)

@@ -20,6 +20,7 @@ from betakd_cache.errors import CacheError
 from betakd_cache.journal import ShardEntry
 from betakd_cache.layout import ArraySpec, Axis
 from betakd_cache.rows import damaged
+from betakd_cache.staging import Hold
 from betakd_cache.zarr_arrays import CRC_BYTES, chunk_name
 
 MAX_OPEN_FILES = 65_536
@@ -43,8 +44,10 @@ class Access(Protocol):
 class MappedAccess:
     """Slices of memory maps, which stay open."""
 
-    def __init__(self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec]) -> None:
-        self._cache_path, self._shards, self._specs = cache_path, shards, specs
+    def __init__(
+        self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec], hold: Hold
+    ) -> None:
+        self._cache_path, self._shards, self._specs, self._hold = cache_path, shards, specs, hold
         self._columns = [(spec.name, spec.axis, spec.row_bytes) for spec in specs.values() if spec.axis != "boundary"]
         self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
 
@@ -65,7 +68,9 @@ class MappedAccess:
         }
 
     def _map_shard(self, number: int) -> "_MappedShard":
-        arrays = {name: map_array(self._cache_path, self._shards[number], spec) for name, spec in self._specs.items()}
+        entry = self._shards[number]
+        with self._hold(f"{entry.name}.zarr", entry):
+            arrays = {name: map_array(self._cache_path, entry, spec) for name, spec in self._specs.items()}
         content = {name: memoryview(array).cast("B") for name, array in arrays.items()}  # type: ignore[arg-type]
         return _MappedShard(content["sample_ptr"].cast("I"), content["entry_ptr"].cast("Q"), content)
 
@@ -83,8 +88,10 @@ class PositionedAccess:
     Files stay open, the least recently used are closed: at most half of what the process may open.
     """
 
-    def __init__(self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec]) -> None:
-        self._cache_path, self._shards, self._specs = cache_path, shards, specs
+    def __init__(
+        self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec], hold: Hold
+    ) -> None:
+        self._cache_path, self._shards, self._specs, self._hold = cache_path, shards, specs, hold
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._file = functools.lru_cache(min(most, MAX_OPEN_FILES))(self._open)
         self.pointers: Callable[[int], tuple[memoryview, memoryview]] = functools.cache(self._read_pointers)
@@ -116,7 +123,8 @@ class PositionedAccess:
         entry, spec = self._shards[number], self._specs[name]
         path = chunk_path(self._cache_path, entry, spec)
         try:
-            file = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            with self._hold(f"{entry.name}.zarr", entry):
+                file = _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             raise damaged(path, error) from error
         check_size(path, entry, spec, os.fstat(file.number).st_size)
@@ -133,7 +141,7 @@ class _OpenFile:
         os.close(self.number)
 
 
-ACCESSES: dict[str, Callable[[Path, Sequence[ShardEntry], Mapping[str, ArraySpec]], Access]] = {
+ACCESSES: dict[str, Callable[[Path, Sequence[ShardEntry], Mapping[str, ArraySpec], Hold], Access]] = {
     "mmap": MappedAccess,
     "pread": PositionedAccess,
 }

@@ -128,12 +128,13 @@ def _shared_temperature(left: TeacherCache, right: TeacherCache) -> float:
     sizes = (left.manifest.vocabulary_size, right.manifest.vocabulary_size)
     if sizes[0] != sizes[1]:
         raise CacheError(
-            f"{left.path} has a vocabulary of {sizes[0]}, {right.path} of {sizes[1]}; compare caches of one vocabulary"
+            f"{left.location} has a vocabulary of {sizes[0]}, {right.location} of {sizes[1]}; "
+            "compare caches of one vocabulary"
         )
     grids = (left.manifest.token_rule.temperatures, right.manifest.token_rule.temperatures)
     shared = set(grids[0]) & set(grids[1])
     if not shared:
         raise CacheError(
-            f"{left.path} holds temperatures {grids[0]}, {right.path} {grids[1]}; compare caches that share one"
+            f"{left.location} holds temperatures {grids[0]}, {right.location} {grids[1]}; compare caches that share one"
         )
     return min(shared, key=lambda temperature: abs(np.log(temperature)))

@@ -171,12 +171,12 @@ def _narrowed_rule(
     )
     if rule.top_k > old.top_k or rule.top_p > old.top_p or not set(rule.temperatures) <= set(old.temperatures):
         raise CacheError(
-            f"{cache.path} keeps top_k {old.top_k}, top_p {old.top_p} and temperatures {old.temperatures}; asked for "
-            f"{rule.top_k}, {rule.top_p} and {rule.temperatures}; derive the same or less, or run the teacher again"
+            f"{cache.location} keeps top_k {old.top_k}, top_p {old.top_p} and temperatures {old.temperatures}; asked "
+            f"for {rule.top_k}, {rule.top_p} and {rule.temperatures}; derive the same or less, or run the teacher again"
         )
     if rule.top_p < old.top_p and old.top_p_temperature not in old.temperatures:
         raise CacheError(
-            f"{cache.path} measures top_p at temperature {old.top_p_temperature} but holds the tail at "
+            f"{cache.location} measures top_p at temperature {old.top_p_temperature} but holds the tail at "
             f"{old.temperatures} only; derive by top_k, or run the teacher again"
         )
     return rule

@@ -65,7 +65,7 @@ def info(path: Path | str) -> CacheInfo:
     )
     rows = cache.rows(["entropy", "kept_mass"]) if shards else {"entropy": np.empty(0), "kept_mass": np.empty(0)}
     return CacheInfo(
-        path=str(cache.path),
+        path=str(cache.location),
         state=manifest.state,
         identity=manifest.identity,
         token_rule=manifest.token_rule.to_json(),

@@ -108,6 +108,11 @@ def _shard_entry(fields: Mapping[str, Any], with_files: bool) -> ShardEntry:
     )
 
 
+def journal_line(fields: Mapping[str, Any]) -> bytes:
+    """The line of a journal that holds these fields."""
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
 def clear_uncommitted(cache_path: Path, name: str) -> None:
     """Remove what a dead writer left of the shard that comes next in its part: only a listed shard exists."""
     for path in (cache_path / f".tmp-{name}", cache_path / f"{name}.zarr", cache_path / f"{name}.parquet"):
@@ -150,7 +155,7 @@ class Journal:
         os.close(self._descriptor)
 
     def _append(self, fields: Mapping[str, Any]) -> None:
-        line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+        line = journal_line(fields)
         try:
             files.append(self.path, self._descriptor, line)
         except CacheError:

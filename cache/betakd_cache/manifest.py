@@ -13,6 +13,7 @@ from typing import Any, Literal
 from betakd_cache.errors import CacheError
 from betakd_cache.feature_statistics import FeatureStatistics
 from betakd_cache.layout import FORMAT_NAME, FORMAT_VERSION, CacheRules, statistics_of
+from betakd_cache.object_store import ObjectStore, is_url
 from betakd_cache.token_rule import TokenRule
 
 MANIFEST_NAME = "manifest.json"
@@ -103,24 +104,38 @@ def plain_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the cache at `path`; raises CacheError where there is none, or one of another format."""
+def read_manifest(path: Path | str) -> Manifest:
+    """The manifest of the cache at `path`, a folder or an URL.
+
+    Raises CacheError where there is none, or one of another format.
+    """
+    if is_url(path):
+        store = ObjectStore(path)
+        return parse_manifest(store.url, store.find(MANIFEST_NAME))
+    path = Path(path)
     if not path.exists():
         raise CacheError(f"{path} does not exist; give the path of a cache, or write one with cache-teacher")
     file = path / MANIFEST_NAME
-    if not file.is_file():
-        raise CacheError(f"{path} is not a cache, it has no {MANIFEST_NAME}; give the path of a cache")
-    content = file.read_bytes()
+    return parse_manifest(path, file.read_bytes() if file.is_file() else None)
+
+
+def parse_manifest(location: Path | str, content: bytes | None) -> Manifest:
+    """The manifest that is the content of manifest.json at `location`; raises CacheError as `read_manifest` does."""
+    if content is None:
+        raise CacheError(f"{location} is not a cache, it has no {MANIFEST_NAME}; give the path of a cache")
+    file = f"{location}/{MANIFEST_NAME}"
     try:
         fields = json.loads(content)
     except ValueError as error:
         raise CacheError(f"{file} is damaged ({error}); restore it from a copy or write the cache again") from error
     if not isinstance(fields, dict) or fields.get("format") != FORMAT_NAME:
-        raise CacheError(f"{path} is not a cache, its {MANIFEST_NAME} is of another format; give the path of a cache")
+        raise CacheError(
+            f"{location} is not a cache, its {MANIFEST_NAME} is of another format; give the path of a cache"
+        )
     version = fields.get("format_version")
     if version != FORMAT_VERSION:
         raise CacheError(
-            f"{path} has cache format version {version}, this program reads version {FORMAT_VERSION}; "
+            f"{location} has cache format version {version}, this program reads version {FORMAT_VERSION}; "
             "install the release of betakd-pipe that wrote it"
         )
     body = content[: content.rfind(HASH_KEY)]
@@ -153,7 +168,7 @@ def _from_fields(fields: Mapping[str, Any]) -> Manifest:
     )
 
 
-def check_same(path: Path, stored: Manifest, wanted: Manifest) -> None:
+def check_same(path: Path | str, stored: Manifest, wanted: Manifest) -> None:
     """Nothing; raises CacheError naming the first thing in which a run differs from the cache at `path`."""
     for key, ours, theirs in differences(stored.bound(), wanted.bound()):
         name = key.removeprefix("identity.")

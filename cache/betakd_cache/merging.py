@@ -70,20 +70,20 @@ def _check_alike(first: TeacherCache, other: TeacherCache) -> None:
     for key, left, right in differences(first.manifest.bound(), other.manifest.bound()):
         if key.split(".")[:2] != ["identity", FREE_KEY]:
             raise CacheError(
-                f"{first.path} has {key.removeprefix('identity.')} = {left}, {other.path} has {right}; "
+                f"{first.location} has {key.removeprefix('identity.')} = {left}, {other.location} has {right}; "
                 f"merge only caches that differ in nothing but their {FREE_KEY}"
             )
 
 
 def _check_disjoint(caches: Sequence[TeacherCache]) -> None:
-    held: dict[str, Path] = {}
+    held: dict[str, Path | str] = {}
     for cache in caches:
         for sample_id in (*cache.sample_ids.to_pylist(), *cache.rejected):
             if sample_id in held:
                 raise CacheError(
-                    f"sample {sample_id!r} is in {held[sample_id]} and in {cache.path}; derive one without it first"
+                    f"sample {sample_id!r} is in {held[sample_id]} and in {cache.location}; derive one without it first"
                 )
-            held[sample_id] = cache.path
+            held[sample_id] = cache.location
 
 
 def _merged_identity(caches: Sequence[TeacherCache]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Reading a cache: any samples in any order, at the speed of memory."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,39 @@ from betakd_cache.errors import CacheError
 from betakd_cache.journal import ShardEntry, journal_paths, read_journal
 from betakd_cache.layout import RESERVED_COLUMNS, Axis, array_specs
 from betakd_cache.manifest import Manifest, read_manifest
+from betakd_cache.object_store import is_url
 from betakd_cache.record import TeacherRecord
 from betakd_cache.rows import read_rows
+from betakd_cache.staging import LIMIT_BYTES, Hold, StagedCache, hold_nothing, stage
 
 
-def open_cache(path: Path | str, *, allow_incomplete: bool = False, access: str = "mmap") -> "TeacherCache":
-    """The cache at `path`, of which only the manifest and the journals have been read.
+def open_cache(
+    path: Path | str,
+    *,
+    allow_incomplete: bool = False,
+    access: str = "mmap",
+    staging: Path | str | None = None,
+    staging_limit_bytes: int = LIMIT_BYTES,
+) -> "TeacherCache":
+    """The cache at `path`, a folder or an URL, of which only the manifest and the journals have been read.
 
-    `access` is "mmap", or "pread" for a cache larger than memory.
+    `access` is "mmap", or "pread" for a cache larger than memory. Shards of a cache in an object store are fetched into
+    the folder `staging` (by default under the user's cache folder) when they are first read; the least recently used
+    make room once all of them there exceed `staging_limit_bytes`.
 
     Raises CacheError where there is none, where it is damaged or of another format version, and where it is still being
     written unless `allow_incomplete` asks for the committed shards.
     """
-    path = Path(path)
     if access not in ACCESSES:
         raise CacheError(f"access is {access!r}; choose from {', '.join(ACCESSES)}")
-    manifest = read_manifest(path)
+    staged = stage(path, staging, staging_limit_bytes) if is_url(path) else None
+    folder = staged.folder if staged else Path(path)
+    manifest = read_manifest(folder)
     if manifest.state != "complete" and not allow_incomplete:
         raise CacheError(
             f"{path} is incomplete; run the command that writes it once more, it resumes, or allow an incomplete cache"
         )
-    journals = [read_journal(journal, with_files=False) for journal in journal_paths(path)]
+    journals = [read_journal(journal, with_files=staged is not None) for journal in journal_paths(folder)]
     shards = [entry for content in journals for entry in content.shards]
     if manifest.state == "complete" and len(shards) != manifest.counts.num_shards:
         raise CacheError(
@@ -44,40 +56,48 @@ def open_cache(path: Path | str, *, allow_incomplete: bool = False, access: str 
             "restore it from a copy or write the cache again"
         )
     rejected = {sample_id: reason for content in journals for sample_id, reason in content.rejected.items()}
-    return TeacherCache(path, manifest, shards, rejected, allow_incomplete, access)
+    settings = {"allow_incomplete": allow_incomplete, "access": access}
+    if staged:
+        settings |= {"staging": staging, "staging_limit_bytes": staging_limit_bytes}
+    return TeacherCache(staged or folder, manifest, shards, rejected, settings)
 
 
 class TeacherCache:
     """A cache open for reading. Processes share it by its path: pickling it sends that, forking costs nothing."""
 
     path: Path
+    """The folder of the cache, or where its shards are staged."""
+    location: Path | str
+    """The folder or the URL of the cache."""
     manifest: Manifest
     rejected: Mapping[str, str]
     """Ids of the samples that could not be scored, with the reasons."""
 
     def __init__(
         self,
-        path: Path,
+        place: Path | StagedCache,
         manifest: Manifest,
         shards: Sequence[ShardEntry],
         rejected: Mapping[str, str],
-        allow_incomplete: bool,
-        access: str,
+        settings: Mapping[str, Any],
     ) -> None:
-        """Use `open_cache`."""
-        self.path, self.manifest, self.rejected = path, manifest, rejected
+        """Use `open_cache`; `settings` are its arguments."""
+        self._staged = place if isinstance(place, StagedCache) else None
+        self.path = place.folder if isinstance(place, StagedCache) else place
+        self.location = place.store.url if isinstance(place, StagedCache) else place
+        self.manifest, self.rejected = manifest, rejected
         self._shards = tuple(shards)
-        self._settings: dict[str, Any] = {"allow_incomplete": allow_incomplete, "access": access}
+        self._settings = dict(settings)
         self._specs = {spec.name: spec for spec in array_specs(manifest.rules)}
         self._bounds = np.cumsum([0, *(entry.num_samples for entry in shards)])
-        self._access = ACCESSES[access](path, self._shards, self._specs)
+        self._access = ACCESSES[settings["access"]](self.path, self._shards, self._specs, self._hold)
         self._shard_rows = functools.lru_cache(1)(self._read_shard_rows)
 
     def __len__(self) -> int:
         return int(self._bounds[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(open_cache, **self._settings), (self.path,)
+        return functools.partial(open_cache, **self._settings), (self.location,)
 
     @functools.cached_property
     def sample_ids(self) -> pa.StringArray:
@@ -100,7 +120,7 @@ class TeacherCache:
         missing = wanted.dictionary.filter(pa.array(places < 0))
         if len(missing):
             raise CacheError(
-                f"{self.path} does not hold sample {missing[0].as_py()!r} "
+                f"{self.location} does not hold sample {missing[0].as_py()!r} "
                 f"({len(missing)} of {len(places)} are missing); use the data it was written from, "
                 "or write a cache for these samples"
             )
@@ -108,11 +128,13 @@ class TeacherCache:
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The Parquet rows of all samples in index order, all columns or those named."""
-        table = read_rows((self._rows_path(entry) for entry in self._shards), columns)
+        if self._staged:
+            self._staged.fetch_rows(self._shards)
+        table = read_rows(self._rows_paths(self._shards), columns)
         missing = [name for name in columns or () if name not in table.column_names]
         if missing and self._shards:
             names = self._shard_rows(0).column_names
-            raise CacheError(f"{self.path} has no row column {missing[0]!r}; choose from {', '.join(names)}")
+            raise CacheError(f"{self.location} has no row column {missing[0]!r}; choose from {', '.join(names)}")
         return table
 
     def shard_ranges(self) -> list[tuple[int, int]]:
@@ -174,11 +196,18 @@ class TeacherCache:
             row={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
         )
 
-    def _rows_path(self, entry: ShardEntry) -> Path:
-        return self.path / f"{entry.name}.parquet"
+    @property
+    def _hold(self) -> Hold:
+        return self._staged.hold if self._staged else hold_nothing
+
+    def _rows_paths(self, entries: Iterable[ShardEntry]) -> Iterator[Path]:
+        """Every file is there until the next one is asked for."""
+        for entry in entries:
+            with self._hold(f"{entry.name}.parquet", entry):
+                yield self.path / f"{entry.name}.parquet"
 
     def _read_shard_rows(self, number: int) -> pa.Table:
-        return read_rows([self._rows_path(self._shards[number])], None)
+        return read_rows(self._rows_paths([self._shards[number]]), None)
 
 
 def _pointers(ranges: Ranges) -> NDArray[np.int64]:

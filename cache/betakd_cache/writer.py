@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +36,7 @@ from betakd_cache.journal import (
 )
 from betakd_cache.layout import CacheRules
 from betakd_cache.manifest import MANIFEST_NAME, Manifest, check_same, plain_identity, read_manifest
+from betakd_cache.object_store import is_url
 from betakd_cache.record import TeacherRecord, check_records
 from betakd_cache.rows import read_rows
 from betakd_cache.token_rule import TokenRule
@@ -48,12 +49,14 @@ class CacheWriter:
     """The open end of a cache: `append` or `reject` samples, then `complete`. Use it as a context manager."""
 
     path: Path
+    location: Path | str
+    """What the user calls it."""
     stored: set[str]
     """Ids that the cache holds or has rejected for good, over all parts as of `open`; pending records are not in it."""
 
     def __init__(self, path: Path, rules: CacheRules, part: Part, shard_samples: int, journal: Journal) -> None:
         """Use `open`."""
-        self.path = path
+        self.path = self.location = path
         self._rules, self._part, self._shard_samples, self._journal = rules, part, shard_samples, journal
         self._num_shards = len(journal.content.shards)
         self._pending: dict[str, TeacherRecord] = {}
@@ -81,13 +84,17 @@ class CacheWriter:
         `part` (i, n) lets n processes write disjoint samples into one cache; the last to complete completes the cache.
         Raises CacheError where `path` holds another cache or something else, or where the part has a writer already.
         """
-        path = Path(path)
         if not 0 <= part[0] < part[1] or shard_samples < 1:
             raise CacheError(
                 f"part is {part}, shard_samples {shard_samples}; give (i, n) with 0 <= i < n, and at least 1"
             )
         rules = CacheRules(token_rule, vocabulary_size, dict(feature_sizes), logit_moments)
         wanted = Manifest(plain_identity(identity), rules)
+        if is_url(path):
+            from betakd_cache.store_writer import StoreWriter  # a CacheWriter itself
+
+            return cast(Self, StoreWriter.open_store(path, wanted, part, shard_samples, overwrite))
+        path = Path(path)
         if overwrite:
             _remove_cache(path, part)
         _check_place(path, wanted)
@@ -111,7 +118,7 @@ class CacheWriter:
         for record in records:
             self._check_new(record.sample_id)
         if len({record.sample_id for record in records}) < len(records):
-            raise CacheError(f"a batch for {self.path} holds a sample twice; give every sample once")
+            raise CacheError(f"a batch for {self.location} holds a sample twice; give every sample once")
         if not records:
             return
         check_records(records, self._rules)
@@ -177,7 +184,7 @@ class CacheWriter:
 
     def _check_new(self, sample_id: str) -> None:
         if sample_id in self.stored or sample_id in self._pending:
-            raise CacheError(f"{self.path} holds sample {sample_id!r} already; skip the ids in `stored`")
+            raise CacheError(f"{self.location} holds sample {sample_id!r} already; skip the ids in `stored`")
 
     def _check_columns(self, records: Sequence[TeacherRecord]) -> None:
         kinds = dict(self._column_kinds)
@@ -192,13 +199,16 @@ class CacheWriter:
         self._column_kinds = kinds
 
     def _commit(self, arrays: Mapping[str, NDArray[Any]], rows: pa.Table) -> None:
-        name = shard_name(self._part, self._num_shards)
+        name = self._next_shard()
         clear_uncommitted(self.path, name)
         entry = self._write_shard(name, arrays, rows)
         with self._reopened():
             self._journal.append_shard(entry)
         self._num_shards += 1
         self.stored.update(rows["sample_id"].to_pylist())
+
+    def _next_shard(self) -> str:
+        return shard_name(self._part, self._num_shards)
 
     @contextlib.contextmanager
     def _reopened(self) -> Iterator[None]:

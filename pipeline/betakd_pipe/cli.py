@@ -72,7 +72,7 @@ def betakd_pipe(
     ),
 )
 def cache_teacher(
-    out: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    out: Annotated[str, typer.Option(help="Folder or URL (s3://bucket/cache) of the cache.")],
     teacher: Annotated[str | None, typer.Option(help="Folder of the teacher.")] = None,
     data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
@@ -121,7 +121,7 @@ def cache_teacher(
 def distill(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     student: Annotated[str | None, typer.Option(help="Folder of the student to start from.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Folder of the teacher cache.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder or URL of the teacher cache.")] = None,
     data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
     energy: Annotated[list[str] | None, typer.Option(help="An energy by name; repeat for several; ce: none.")] = None,
     feature: Annotated[list[str] | None, typer.Option(help="vision or prompt; repeat for both.")] = None,

@@ -46,7 +46,7 @@ def write_card(folder: Path, settings: DistillSettings, metrics: Mapping[str, fl
 def _teacher(cache: str | None) -> str:
     if cache is None:
         return "None: the student learned from the labels alone."
-    manifest = read_manifest(Path(cache))
+    manifest = read_manifest(cache)
     return _code_block({**manifest.identity, "counts": asdict(manifest.counts)})
 
 

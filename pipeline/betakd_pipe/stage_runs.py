@@ -34,7 +34,7 @@ def load_stages() -> Stages:
 
 def cache_teacher(
     settings: CacheTeacherSettings,
-    out: Path,
+    out: Path | str,
     *,
     part: tuple[int, int] = (0, 1),
     overwrite: bool,

@@ -38,7 +38,7 @@ class CacheSummary:
 
 def cache_teacher(
     settings: CacheTeacherSettings,
-    out: Path,
+    out: Path | str,
     *,
     part: tuple[int, int] = (0, 1),
     overwrite: bool = False,
@@ -86,7 +86,7 @@ def token_rule(settings: CacheTeacherSettings) -> TokenRule:
 
 def open_writer(
     settings: CacheTeacherSettings,
-    out: Path,
+    out: Path | str,
     teacher: HuggingFaceTeacher,
     samples: SampleSet,
     *,

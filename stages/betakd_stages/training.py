@@ -56,7 +56,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
         torch.set_num_threads(settings.training.num_threads)
     set_seed(settings.seed)
     samples = load_samples(settings.data)
-    cache = open_cache(Path(settings.cache)) if settings.cache else None
+    cache = open_cache(settings.cache) if settings.cache else None
     if cache is None:
         matched = MatchedSamples(samples, torch.arange(len(samples)).numpy(), [], 0)
     else:

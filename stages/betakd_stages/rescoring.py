@@ -1,0 +1,250 @@
+"""Auditing a cache against its teacher: some samples are scored again, and compared with what students will read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from betakd_cache import CompactBatch, TeacherCache, open_cache
+from betakd_cache.codec import GAP_LIMIT, gap_table
+from betakd_cache.layout import NUM_EXACT_RANKS
+from betakd_stages.cached_targets import decode_batch
+from betakd_stages.data import load_samples
+from betakd_stages.data.sample import SampleSet
+from betakd_stages.dataset import EncodedSamples
+from betakd_stages.encoding import EncodedSample
+from betakd_stages.errors import ConfigError, MismatchError
+from betakd_stages.matching import match_cache
+from betakd_stages.models.forward import answer_rows
+from betakd_stages.models.loading import PRECISIONS, LoadedModel, load_model
+from betakd_stages.targets import TeacherTargets
+from betakd_stages.teachers.hf import HuggingFaceTeacher
+
+ENVIRONMENT = ("backend", "attention", "transformers", "torch")
+"""How a teacher was run, not which: a difference is reported, and shows in the figures if it matters."""
+NOISE_NATS = {"float32": 1e-3, "bfloat16": 0.25}
+"""What a logit may differ by between two runs of one teacher; bfloat16 has steps of 0.125 from 16 on."""
+FLOAT16_PRECISION = 2.0**-11
+
+
+@dataclass(frozen=True, slots=True)
+class RescoredTemperature:
+    """Cached against fresh log probabilities at one temperature, in nats, over all kept entries.
+
+    `largest_unexplained` is the largest difference beyond the precision of the format at that entry; `bucket_kl` the
+    mean over tokens of KL(fresh || cached) between the kept entries and the tail as one bucket.
+    """
+
+    temperature: float
+    largest_difference: float
+    mean_difference: float
+    largest_unexplained: float
+    bucket_kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rescoring:
+    """What scoring samples again found. A kept rank is tied where another id stands there whose logit is the same
+    within `tolerance`, and disagrees where it is not; a gold id kept at the end in spite of its rank is no rank."""
+
+    cache: str
+    teacher: str
+    num_samples: int
+    num_tokens: int
+    num_ranks: int
+    id_agreement: float
+    num_tied: int
+    num_disagreeing: int
+    tolerance: float
+    temperatures: tuple[RescoredTemperature, ...]
+    worst_sample: str
+    """The sample with the largest unexplained difference or, before that, one whose ids disagree."""
+    changed_environment: Mapping[str, str]
+    """How the teacher is run differently from when the cache was written, by name."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all ids agree up to ties and all differences are within the tolerance."""
+        return self.num_disagreeing == 0 and all(row.largest_unexplained <= self.tolerance for row in self.temperatures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self) | {"ok": self.ok}
+
+
+def rescore(
+    cache_path: Path | str, teacher: str, data: str, num_samples: int, *, seed: int = 0, tolerance: float | None = None
+) -> Rescoring:
+    """What `teacher` says today about `num_samples` of the cache (or all there are), drawn by `seed`.
+
+    `tolerance` is in nats; by default it is the noise between two runs of a teacher of the cache's number type.
+    Raises MismatchError for another teacher than the cache's and for data that the cache was not made from.
+    """
+    if num_samples < 1 or (tolerance is not None and not tolerance >= 0):
+        raise ConfigError(f"{num_samples} samples, tolerance {tolerance}: expected at least 1, and 0 nats or more")
+    cache = open_cache(cache_path)
+    dtype = str(cache.manifest.identity.get("teacher", {}).get("dtype"))
+    precision = next((name for name, kind in PRECISIONS.items() if str(kind) == f"torch.{dtype}"), "fp32")
+    loaded = load_model(teacher, precision)
+    changed = _check_teacher(cache, teacher, HuggingFaceTeacher(loaded, cache.manifest.token_rule).identity())
+    matched = match_cache(cache, _drawn(cache, data, num_samples, seed), loaded.encoder, on_mismatch="stop")
+    encoded = EncodedSamples(matched.samples, loaded.encoder, matched.image_sha256)
+    allowed = NOISE_NATS[dtype] if tolerance is None else tolerance
+    compared = [
+        _compare(cache, cache.batch([index]), _logits(loaded, encoded[position][1]), allowed)
+        for position, index in enumerate(matched.cache_indices)
+    ]
+    total, same, tied, disagreeing = np.sum([sample.ranks for sample in compared], axis=0).tolist()
+    worst = max(range(len(compared)), key=lambda number: compared[number].badness)
+    return Rescoring(
+        cache=str(cache_path),
+        teacher=teacher,
+        num_samples=len(compared),
+        num_tokens=sum(sample.bucket_kl.shape[1] for sample in compared),
+        num_ranks=total,
+        id_agreement=same / max(total, 1),
+        num_tied=tied,
+        num_disagreeing=disagreeing,
+        tolerance=allowed,
+        temperatures=tuple(
+            _summarise(compared, row, temperature)
+            for row, temperature in enumerate(cache.manifest.token_rule.temperatures)
+        ),
+        worst_sample=matched.samples[worst].sample_id,
+        changed_environment=changed,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Compared:
+    """One sample of N tokens and E entries at M temperatures."""
+
+    ranks: NDArray[np.int64]  # [4]: all, the same id, tied, disagreeing
+    differences: NDArray[np.float64]  # [M, E] nats
+    unexplained: NDArray[np.float64]  # [M] nats, the largest
+    bucket_kl: NDArray[np.float64]  # [M, N] nats
+
+    @property
+    def badness(self) -> tuple[int, float]:
+        return int(self.ranks[3]), float(self.unexplained.max())
+
+
+def _summarise(compared: Sequence[_Compared], row: int, temperature: float) -> RescoredTemperature:
+    differences = np.concatenate([sample.differences[row] for sample in compared])
+    return RescoredTemperature(
+        temperature=temperature,
+        largest_difference=float(differences.max()),
+        mean_difference=float(differences.mean()),
+        largest_unexplained=max(float(sample.unexplained[row]) for sample in compared),
+        bucket_kl=float(np.concatenate([sample.bucket_kl[row] for sample in compared]).mean()),
+    )
+
+
+def _check_teacher(cache: TeacherCache, teacher: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """How the teacher is run differently; raises MismatchError where it, or how it encodes, is another."""
+    changed = {}
+    for part in ("teacher", "tokenizer", "prompt", "image_processor"):
+        held = cache.manifest.identity.get(part, {})
+        for key, found in own[part].items():
+            if held.get(key) == found:
+                continue
+            if key not in ENVIRONMENT:
+                raise MismatchError(
+                    f"{teacher} is not the teacher of {cache.path} ({part}.{key}: {found}, the cache has "
+                    f"{held.get(key, 'nothing')}): give the teacher that the cache was written with"
+                )
+            changed[key] = f"{found}, was {held.get(key, 'nothing')}"
+    return changed
+
+
+def _drawn(cache: TeacherCache, data: str, num_samples: int, seed: int) -> SampleSet:
+    """Samples of the cache, drawn by `seed`, as `data` has them."""
+    drawn = np.random.default_rng(seed).choice(len(cache), min(num_samples, len(cache)), replace=False)
+    wanted = cache.sample_ids.take(np.sort(drawn)).to_pylist()
+    by_id = {sample.sample_id: sample for sample in load_samples(data)}
+    for sample_id in wanted:
+        if sample_id not in by_id:
+            raise MismatchError(
+                f"{data} has no sample {sample_id!r}, which {cache.path} holds: give the data the cache was made from, "
+                f"{cache.manifest.identity['data']['specification']}"
+            )
+    return SampleSet(data, [by_id[sample_id] for sample_id in wanted])
+
+
+@torch.inference_mode()
+def _logits(loaded: LoadedModel, encoded: EncodedSample) -> Tensor:
+    """The teacher's logits `[N, V]`, float64, relative to the largest of each token."""
+    model = loaded.model
+    batch = {name: value.to(model.device) for name, value in loaded.encoder.collate([encoded]).items()}
+    rows = answer_rows(model, batch)
+    logits = model.get_output_embeddings()(rows.hidden)[:, : loaded.encoder.vocabulary_size].double()
+    return logits - logits.amax(dim=1, keepdim=True)
+
+
+def _compare(cache: TeacherCache, batch: CompactBatch, logits: Tensor, tolerance: float) -> _Compared:
+    """One sample's cached numbers against fresh logits `[N, V]`."""
+    cached = decode_batch(batch, cache.manifest, logits.device).targets
+    fresh = logits.gather(1, cached.ids)
+    is_exact = (cached.ids == cached.gold_ids[:, None]) | torch.tensor(cache.manifest.token_rule.exact)
+    stored = torch.where(is_exact, fresh, fresh.clamp(min=-GAP_LIMIT))  # as the format limits it
+    others = logits.scatter(1, torch.where(cached.kept, cached.ids, cached.ids[:, :1]), -torch.inf)
+    precision = torch.zeros_like(fresh)
+    precision[cached.kept] = torch.from_numpy(_precision(batch)).to(logits.device)
+    differences, unexplained, bucket_kl = [], [], []
+    for temperature in cached.temperatures:
+        partition = torch.logsumexp(logits / temperature, dim=1)
+        expected, found = stored / temperature - partition[:, None], cached.log_probabilities(temperature).double()
+        difference = (found - expected).abs()[cached.kept]
+        # An error of the kept gaps moves their own log probabilities and, by its mean, the partition.
+        error = precision + (found.exp() * precision).sum(dim=1, keepdim=True)
+        differences.append(difference.cpu().numpy())
+        unexplained.append((difference - error[cached.kept] / temperature).max().item())
+        tail = torch.logsumexp(others / temperature, dim=1) - partition
+        kept = fresh / temperature - partition[:, None]
+        kept_kl = kept.exp() * (kept - found)
+        tail_kl = tail.exp() * (tail - cached.tail_log_probability(temperature).double())
+        kl = kept_kl.masked_fill(~cached.kept, 0.0).sum(dim=1) + tail_kl.masked_fill(tail == -torch.inf, 0.0)
+        bucket_kl.append(kl.cpu().numpy())
+    ranks = _compare_ranks(cached, logits, fresh, tolerance)
+    return _Compared(ranks, np.stack(differences), np.array(unexplained), np.stack(bucket_kl))
+
+
+def _compare_ranks(cached: TeacherTargets, logits: Tensor, fresh: Tensor, tolerance: float) -> NDArray[np.int64]:
+    """How many kept ranks there are, hold the same id, are tied, and disagree, `[4]`."""
+    best, best_ids = logits.topk(cached.ids.shape[1], dim=1)
+    is_last = cached.kept & ~torch.nn.functional.pad(cached.kept, (0, 1))[:, 1:]
+    counted = cached.kept & ~(is_last & (cached.ids == cached.gold_ids[:, None]))
+    same = counted & (best_ids == cached.ids)
+    tied = counted & ~same & ((best - fresh).abs() <= tolerance)
+    total, num_same, num_tied = (int(mask.sum()) for mask in (counted, same, tied))
+    return np.array([total, num_same, num_tied, total - num_same - num_tied])
+
+
+def _precision(batch: CompactBatch) -> NDArray[np.float64]:
+    """How far, in nats, the format may store each kept gap `[E]` from what it was: half a step of its code."""
+    codes = batch.arrays["gap"]
+    if codes.dtype.kind == "f":
+        return np.zeros(len(codes))
+    precision = _half_steps(np.dtype(np.uint8))[codes]
+    counts = batch.arrays["tok_n"].astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    top = _half_steps(np.dtype(np.uint16))[batch.arrays["gap_top"]]
+    precision[starts] = 0.0
+    for rank in range(NUM_EXACT_RANKS):
+        has_rank = counts > rank + 1
+        precision[starts[has_rank] + rank + 1] = top[has_rank, rank]
+    gold = batch.ids() == np.repeat(batch.token_ids(), counts)
+    precision[gold] = batch.float32("gold_gap") * FLOAT16_PRECISION
+    return precision
+
+
+def _half_steps(dtype: np.dtype) -> NDArray[np.float64]:
+    """Half the wider distance from the gap of each code to its neighbours', in nats."""
+    steps = np.diff(gap_table(dtype).astype(np.float64))
+    return np.maximum(np.append(steps, 0.0), np.append(0.0, steps)) / 2

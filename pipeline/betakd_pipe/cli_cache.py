@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from betakd_pipe.cli_options import Debug, comma_separated, examples
+from betakd_stages.errors import ConfigError
 
 BAR_WIDTH = 40
 HISTOGRAMS = {
@@ -41,19 +42,51 @@ def info(cache: Cache, as_json: Json = False, debug: Debug = False) -> None:
         print("\n".join(_bars(HISTOGRAMS[name], histogram)))
 
 
-@cache_app.command(epilog=examples("betakd-pipe cache verify cache", "betakd-pipe cache verify cache --json"))
-def verify(cache: Cache, as_json: Json = False, debug: Debug = False) -> int:
-    """Compare every byte of a cache with the hashes taken when it was written; exit code 1 if one differs."""
+@cache_app.command(
+    epilog=examples(
+        "betakd-pipe cache verify cache",
+        "betakd-pipe cache verify cache --rescore 32 --teacher teacher --data digits:transfer",
+    )
+)
+def verify(
+    cache: Cache,
+    rescore: Annotated[int | None, typer.Option(metavar="N", help="Run the teacher again on N samples.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Folder of the teacher, for --rescore.")] = None,
+    data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], for --rescore.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of samples, for --rescore.")] = 0,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Nats beyond the format's precision; default: noise of the teacher's type.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Compare every byte of a cache with the hashes taken when it was written; exit code 1 if one differs.
+
+    With --rescore also its numbers with those of the teacher, run again on some samples; exit code 1 if ids disagree
+    other than in ties, or log probabilities differ by more than the format's precision and the tolerance.
+    """
     from betakd_cache import verify as verify_cache
 
+    if rescore is not None and (teacher is None or data is None):
+        raise ConfigError("--rescore runs the teacher again: give --teacher DIR and --data NAME:SPLIT as well")
     found = verify_cache(cache)
+    fields = found.to_json()
+    if rescore is not None and teacher is not None and data is not None and found.ok:
+        from betakd_stages.rescoring import rescore as rescore_cache
+
+        rescored = rescore_cache(cache, teacher, data, rescore, seed=seed, tolerance=tolerance)
+        fields["rescoring"] = rescored.to_json()
+        fields["ok"] = rescored.ok
     if as_json:
-        _show(found.to_json(), as_json)
-    elif found.ok:
+        _show(fields, as_json)
+        return 0 if fields["ok"] else 1
+    if found.ok:
         print(f"{cache}: sound; {found.num_files} files, {found.size_bytes / 1e6:.2f} MB read")
     else:
         print("\n".join(f"{cache}: {problem}" for problem in found.problems))
-    return 0 if found.ok else 1
+    if "rescoring" in fields:
+        _show(fields["rescoring"], as_json)
+    return 0 if fields["ok"] else 1
 
 
 @cache_app.command(

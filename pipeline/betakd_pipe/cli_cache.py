@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from betakd_pipe.cli_options import Debug, comma_separated, examples
+from betakd_pipe.cli_options import Config, Debug, Set, comma_separated, examples
 from betakd_stages.errors import ConfigError
 
 BAR_WIDTH = 40
@@ -87,6 +87,44 @@ def verify(
     if "rescoring" in fields:
         _show(fields["rescoring"], as_json)
     return 0 if fields["ok"] else 1
+
+
+@cache_app.command(
+    epilog=examples(
+        "betakd-pipe cache estimate --teacher teacher --data digits:transfer",
+        "betakd-pipe cache estimate --config cache.yaml --top-k 16 --samples 100",
+    )
+)
+def estimate(
+    teacher: Annotated[str | None, typer.Option(help="Folder of the teacher.")] = None,
+    data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
+    samples: Annotated[int, typer.Option(help="How many to score.")] = 32,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
+    temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Bytes, hours and memory that `cache-teacher` with the same flags will need, from scoring a few samples."""
+    from betakd_pipe.config import load_settings
+    from betakd_pipe.progress import terminal_progress
+    from betakd_stages.estimation import estimate as estimate_cost
+    from betakd_stages.settings import CacheTeacherSettings
+
+    flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
+    flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
+    settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
+    found = estimate_cost(settings, num_scored=samples, progress=terminal_progress())
+    _show(found.to_json(), as_json)
+    if found.features_dominate and not as_json:
+        share = found.bytes_per_sample["features"] / found.bytes_per_sample["all"]
+        print(
+            f"features take {share:.0%} of the cache, answers being {found.tokens_per_sample:.3g} tokens long: "
+            "a smaller top_k would save little"
+        )
 
 
 @cache_app.command(

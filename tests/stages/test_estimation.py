@@ -1,0 +1,61 @@
+"""`cache estimate`: what it foretells is what caching then takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.world import World
+
+from betakd_pipe.cli import main
+from betakd_stages.caching import cache_teacher
+from betakd_stages.errors import ConfigError
+from betakd_stages.estimation import estimate
+from betakd_stages.progress import SilentProgress
+from betakd_stages.settings import CacheTeacherSettings
+
+
+def test_the_bytes_foretold_from_a_few_samples_are_those_of_the_whole_cache(world: World, tmp_path: Path) -> None:
+    settings = CacheTeacherSettings(teacher=str(world.teacher), data="digits:transfer?count=400", shard_samples=100)
+    found = estimate(settings, num_scored=100, progress=SilentProgress())
+    made = cache_teacher(settings, tmp_path / "cache", progress=SilentProgress())
+    assert (found.num_scored, found.num_samples) == (100, 400)
+    assert found.total_bytes == pytest.approx(made.size_bytes, rel=0.02)
+    assert found.tokens_per_sample == pytest.approx(made.num_tokens / 400, rel=0.05)
+    parts = {name: size for name, size in found.bytes_per_sample.items() if name != "all"}
+    assert sum(parts.values()) == pytest.approx(found.bytes_per_sample["all"])
+    assert 0 < found.hours < 0.1
+    assert found.peak_memory_bytes > 50e6
+
+
+def test_each_group_has_the_bytes_that_the_format_says(world: World) -> None:
+    """64-wide features in float16 twice, presence, two temperatures; four bytes of checksum per array."""
+    settings = CacheTeacherSettings(teacher=str(world.teacher), data=world.data, top_k=5, top_p=1, temperatures=(1, 2))
+    found = estimate(settings, num_scored=48, progress=SilentProgress())
+    tokens = found.tokens_per_sample
+    crc = 4 / 48
+    assert found.bytes_per_sample["features"] == pytest.approx(2 * 64 * 2 + 2 + 4 * crc)
+    assert found.bytes_per_sample["tail"] == pytest.approx(tokens * (2 * 4 + 2 * 2) + 2 * crc)
+    assert found.bytes_per_sample["moments"] == pytest.approx(tokens * 10 + 3 * crc)
+    assert found.bytes_per_token["entries"] == pytest.approx(5 * 3 + 6 + 1 + (8 * 49 / 48 + 5 * crc) / tokens)
+
+
+@pytest.mark.parametrize(("top_k", "dominate"), [(2, True), (34, False)])
+def test_the_command_says_where_features_dominate(
+    world: World, capsys: pytest.CaptureFixture[str], top_k: int, dominate: bool
+) -> None:
+    flags = ["--teacher", str(world.teacher), "--data", "digits:transfer", "--samples", "16", "--top-k", str(top_k)]
+    flags += ["--top-p", "1", "--temperatures", "0.5,1,1.5,2,3,4"]
+    assert main(["cache", "estimate", *flags, "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["features_dominate"] == dominate
+    assert main(["cache", "estimate", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"num_samples: 2500", "num_scored: 16", "peak_device_memory_bytes: None"} <= set(lines)
+    assert lines[-1].startswith("features take ") == dominate
+
+
+def test_no_sample_at_all_is_refused(world: World) -> None:
+    with pytest.raises(ConfigError, match="0 samples to score: expected at least 1"):
+        estimate(
+            CacheTeacherSettings(teacher=str(world.teacher), data=world.data), num_scored=0, progress=SilentProgress()
+        )

@@ -1,6 +1,7 @@
 """`betakd-pipe cache ...`: looking into caches, checking them and making new ones from them, without the teacher."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,6 @@ from betakd_pipe.cli_options import Config, Debug, Set, comma_separated, example
 from betakd_stages.errors import ConfigError
 
 BAR_WIDTH = 40
-HISTOGRAMS = {
-    "entropy": "samples by the teacher's mean entropy, nats",
-    "kept_mass": "samples by the mean probability kept",
-}
 
 Cache = Annotated[str, typer.Argument(help="Folder or URL of the cache.", metavar="CACHE")]
 Out = Annotated[str, typer.Option(help="Folder or URL of the cache written.")]
@@ -27,12 +24,23 @@ cache_app = typer.Typer(
 )
 
 
-@cache_app.command(epilog=examples("betakd-pipe cache info cache", "betakd-pipe cache info cache --json"))
-def info(cache: Cache, as_json: Json = False, debug: Debug = False) -> None:
+@cache_app.command(epilog=examples("betakd-pipe cache info cache", "betakd-pipe cache info cache --png cache.png"))
+def info(
+    cache: Cache,
+    png: Annotated[Path | None, typer.Option(help="Draw the histograms into this PNG file.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Whose numbers a cache holds, by which rules, how many, and how sure the teacher was."""
     from betakd_cache import info as cache_info
+    from betakd_pipe.cache_info import HISTOGRAMS, cap_warning, share_at_cap, write_histograms
 
     fields = cache_info(cache).to_json()
+    fields["share_at_cap"] = share_at_cap(cache)
+    if png is not None:
+        write_histograms(png, fields)
+    if warning := cap_warning(cache, fields["share_at_cap"], fields["token_rule"]):
+        logging.getLogger(__name__).warning(warning)
     if as_json:
         _show(fields, as_json)
         return

@@ -107,14 +107,14 @@ def make_records(
     return records
 
 
-def writer_for(path: Path, rule: TokenRule, vocabulary_size: int, **settings: Any) -> CacheWriter:
+def writer_for(path: Path | str, rule: TokenRule, vocabulary_size: int, **settings: Any) -> CacheWriter:
     """A writer with this module's identity and feature sizes unless `settings` say otherwise."""
     arguments = {"identity": IDENTITY, "feature_sizes": FEATURE_SIZES} | settings
     return CacheWriter.open(path, token_rule=rule, vocabulary_size=vocabulary_size, **arguments)
 
 
 def write_cache(
-    path: Path, records: Sequence[TeacherRecord], rule: TokenRule, vocabulary_size: int, **settings: Any
+    path: Path | str, records: Sequence[TeacherRecord], rule: TokenRule, vocabulary_size: int, **settings: Any
 ) -> TeacherCache:
     """The complete cache of these records."""
     with writer_for(path, rule, vocabulary_size, **settings) as writer:

@@ -14,7 +14,8 @@ from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings
 from betakd_stages.training import distill
 
-TYPES = "types=which+even+greater+prime"
+QUESTION_TYPES = ("which", "even", "greater", "prime")
+TYPES = f"types={'+'.join(QUESTION_TYPES)}"
 NOISY = f"digits:transfer?{TYPES}&label_noise=0.3"
 TRAINING = {"batch_size": 64, "train_vision_tower": True, "log_every_steps": 50, "num_threads": 1}
 LABELS_ONLY: dict[str, Any] = {"objective": {"energies": []}, "weighting": {"name": "fixed"}}
@@ -26,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student to start from and the cache of a teacher that is good, and gone."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("digits")
-    save_tiny_model(folder / "untrained", TEACHER_SIZE, seed=0)
-    save_tiny_model(folder / "student", STUDENT_SIZE, seed=0)
+    save_tiny_model(folder / "untrained", TEACHER_SIZE, 0, QUESTION_TYPES)
+    save_tiny_model(folder / "student", STUDENT_SIZE, 0, QUESTION_TYPES)
     run(folder, "teacher", student="untrained", data=f"digits:teacher?{TYPES}", steps=300, rate=2e-3, **LABELS_ONLY)
     assert accuracy(folder / "teacher") > 85
     settings = CacheTeacherSettings(teacher=str(folder / "teacher"), data=NOISY, batch_size=128)
@@ -50,7 +51,7 @@ def accuracy(run: Path) -> float:
 
 def student_accuracy(folder: Path, name: str, **settings: Any) -> float:
     cache = str(folder / "cache")
-    run(folder, name, student="student", data=NOISY, steps=400, rate=4e-3, cache=cache, **settings)
+    run(folder, name, student="student", data=NOISY, steps=350, rate=3e-3, cache=cache, **settings)
     return accuracy(folder / name)
 
 

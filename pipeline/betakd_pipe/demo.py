@@ -37,7 +37,8 @@ from betakd_stages.settings import (
 )
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
-QUESTION_TYPES = "types=which+even+greater+prime"
+QUESTION_TYPES = ("which", "even", "greater", "prime")
+TYPES_OPTION = f"types={'+'.join(QUESTION_TYPES)}"
 QUICK_STEPS = 60
 SPEC = "spec.yaml"
 
@@ -54,7 +55,7 @@ class Scenario:
     def data(self, split: str, seed: int | str) -> str:
         """The data specification of a split; labels are clean except in teacher, transfer and validation."""
         noise = {"teacher": self.teacher_noise, "transfer": self.transfer_noise, "validation": self.transfer_noise}
-        return f"digits:{split}?{QUESTION_TYPES}&seed={seed}{noise[split]}"
+        return f"digits:{split}?{TYPES_OPTION}&seed={seed}{noise[split]}"
 
 
 SCENARIOS = (
@@ -112,7 +113,7 @@ def prepare(scenario: Scenario, folder: Path, seed: int, quick: bool) -> None:
     silent, stages = SilentProgress(), load_stages()
     for name, size in (("untrained-teacher", TEACHER_SIZE), ("student", STUDENT_SIZE)):
         if not (folder / name / "preprocessor_config.json").is_file():
-            save_tiny_model(folder / name, size, seed)
+            save_tiny_model(folder / name, size, seed, QUESTION_TYPES)
     teacher = DistillSettings(
         student=str(folder / "untrained-teacher"),
         data=scenario.data("teacher", seed),
@@ -120,7 +121,7 @@ def prepare(scenario: Scenario, folder: Path, seed: int, quick: bool) -> None:
         objective=ObjectiveSettings(energies=()),
         weighting=WeightingSettings(name="fixed"),
         training=TrainingSettings(
-            steps=QUICK_STEPS if quick else 300,
+            steps=QUICK_STEPS if quick else 200,
             batch_size=64,
             learning_rate=2e-3,
             train_vision_tower=True,
@@ -141,7 +142,7 @@ def prepare(scenario: Scenario, folder: Path, seed: int, quick: bool) -> None:
 
 
 def _evaluation() -> dict[str, Any]:
-    return {"benchmark": f"digits?{QUESTION_TYPES}", "batch_size": 512, "max_new_tokens": 4}
+    return {"benchmark": f"digits?{TYPES_OPTION}", "batch_size": 512, "max_new_tokens": 4}
 
 
 def _ablation(scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool) -> Ablation:

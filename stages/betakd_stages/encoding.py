@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from betakd_stages.data.sample import Sample, Turn
-from betakd_stages.errors import ModelError
+from betakd_stages.errors import DataError, ModelError
 
 IGNORED = -100
 TEXTS_IN_MEMORY = 2**15
@@ -141,9 +141,13 @@ class Encoder:
             return EncodedSample(sample.sample_id, input_ids, labels, None, None)
         image = sample.image.load()
         pixels = self.image_processor(image.pixels, return_tensors="np")["pixel_values"][0]
+        self._require_fitting(sample.sample_id, pixels.shape)
         return EncodedSample(
             sample.sample_id, input_ids, labels, torch.from_numpy(np.ascontiguousarray(pixels)).float(), image.sha256
         )
+
+    def _require_fitting(self, sample_id: str, shape: Sequence[int]) -> None:
+        """Raises DataError where an image of this shape [3, H, W] does not fit the model."""
 
     def encode_prompt(self, sample: Sample) -> EncodedSample:
         """The sample up to where its first answer begins, for generation: nothing is supervised."""
@@ -187,3 +191,11 @@ class LlavaEncoder(Encoder):
         vision = self.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (self.config.vision_feature_select_strategy == "full")
+
+    def _require_fitting(self, sample_id: str, shape: Sequence[int]) -> None:
+        size = self.config.vision_config.image_size
+        if tuple(shape[1:]) != (size, size):
+            raise DataError(
+                f"sample {sample_id}: its image is {shape[1]} x {shape[2]} pixels after image processing, the model's "
+                f"vision tower takes {size} x {size}: correct preprocessor_config.json, or give other images"
+            )

@@ -144,10 +144,18 @@ class CacheTeacherSettings(Settings):
     top_k: int = Field(default=64, gt=0, description="entries kept per token at most")
     top_p: float = Field(default=0.999, gt=0, le=1, description="probability the kept entries reach; 1: always top_k")
     top_p_temperature: float = Field(default=1.0, gt=0)
-    temperatures: tuple[float, ...] = Field(default=(1.0, 2.0), min_length=1)
+    temperatures: tuple[float, ...] = Field(default=(1.0, 2.0), description="of the tail's statistics; 1 among them")
     exact: bool = Field(default=False, description="fp32 and no limit on top_k, for tests and small studies")
     max_rejected: int = Field(default=0, ge=0, description="samples that may fail (bad image, NaN) before stopping")
     precision: Literal["fp32", "bf16"] = "fp32"
+
+    @field_validator("temperatures")
+    @classmethod
+    def _with_temperature_one(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        """The teacher's entropy and most energies are those at temperature 1."""
+        if 1.0 not in value:
+            raise ValueError(f"found {', '.join(map(str, value)) or 'none'}, expected 1 among them")
+        return value
 
 
 class EvaluateSettings(Settings):

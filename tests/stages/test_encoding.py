@@ -9,7 +9,7 @@ from tests.world import World
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, Turn
 from betakd_stages.encoding import IGNORED, Encoder
-from betakd_stages.errors import ModelError
+from betakd_stages.errors import DataError, ModelError
 from betakd_stages.models.loading import load_encoder
 
 
@@ -19,7 +19,7 @@ def encoder(world: World) -> Encoder:
 
 
 def sample(answer: str, category: str = "which") -> Sample:
-    first = load_samples(f"digits:test?types={category}&count=1")[0]
+    first = next(one for one in load_samples("digits:test") if one.category == category)
     return dataclasses.replace(first, turns=(Turn(first.turns[0].question, answer),))
 
 
@@ -29,6 +29,12 @@ def test_exactly_the_answer_and_its_end_token_are_supervised(encoder: Encoder) -
     supervised = encoded.labels != IGNORED
     assert torch.equal(encoded.labels[supervised], encoded.input_ids[supervised])
     assert encoder.tokenizer.decode(encoded.input_ids[~supervised]).endswith("two digits ? assistant:")
+
+
+def test_an_image_of_another_size_than_the_towers_is_refused(encoder: Encoder) -> None:
+    small = load_samples("digits:test?types=which&count=1")[0]
+    with pytest.raises(DataError, match="its image is 8 x 8 pixels after image processing, .* tower takes 16 x 16"):
+        encoder.encode(small)
 
 
 def test_every_turn_is_supervised_and_the_image_leads_the_first(encoder: Encoder) -> None:

@@ -30,7 +30,7 @@ def test_answers_and_confidences_equal_a_loop_that_runs_the_whole_model_for_each
     loaded = load_model(world.teacher)
     # An untrained model may answer with the image placeholder, which the loop below could not feed back.
     loaded.model.get_output_embeddings().weight.data[loaded.model.config.image_token_id] = 0
-    samples = load_samples("digits:test?count=12&types=which+sum")
+    samples = [one for one in load_samples("digits:test") if one.category in ("which", "sum")][:12]
     batched = [a for batch in greedy_answers(loaded, samples, batch_size=5, max_new_tokens=5) for a in batch]
     for sample, answer in zip(samples, batched, strict=True):
         prompt = loaded.encoder.encode_prompt(sample)

@@ -1,10 +1,12 @@
 """The embedded dataset: scikit-learn's 1,797 real handwritten digits as visual question answering.
 
-Nothing is downloaded. An image is a card of 16 x 16 pixels: one 8 x 8 digit at the top left or, for questions about
-two, one at the top left and one at the top right. Every question has pixel noise of its own. The splits share no digit.
+Nothing is downloaded. An image is a card of 8 x 8 pixels with one digit; where the specification's types include a
+question about two digits, all its cards are of 16 x 16 pixels, with one digit at the top left and, for those questions,
+another at the top right. Every question has pixel noise of its own. The splits share no digit.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +20,6 @@ from betakd_stages.data.specification import DataSpecification
 from betakd_stages.errors import DataError
 
 DIGIT_SIZE = 8
-CARD_SIZE = 2 * DIGIT_SIZE
 SPLITS = {"teacher": (0, 700), "transfer": (700, 1200), "validation": (1200, 1350), "test": (1350, 1797)}
 
 QUESTIONS = {
@@ -46,13 +47,14 @@ class DigitCard:
 
     first: int
     second: int
+    size: int
     pixel_noise: float
     noise_seed: tuple[int, ...]
 
     def load(self) -> LoadedImage:
-        """The card: 16 x 16, RGB, with Gaussian pixel noise of standard deviation `pixel_noise` (1 = white)."""
+        """The card, RGB, with Gaussian pixel noise of standard deviation `pixel_noise` (1 = white)."""
         images, _ = _digits()
-        card = np.zeros((CARD_SIZE, CARD_SIZE))
+        card = np.zeros((self.size, self.size))
         card[:DIGIT_SIZE, :DIGIT_SIZE] = images[self.first]
         if self.second >= 0:
             card[:DIGIT_SIZE, DIGIT_SIZE:] = images[self.second]
@@ -113,10 +115,15 @@ def _sample(split: str, index: int, question_type: str, options: dict[str, Any])
         answer = others[int(generator.integers(len(others)))]
     return Sample(
         sample_id=f"digits-{split}-{index:04d}-{question_type}",
-        image=DigitCard(index, second, options["pixel_noise"], noise_seed),
+        image=DigitCard(index, second, card_size(options["types"]), options["pixel_noise"], noise_seed),
         turns=(Turn(QUESTIONS[question_type], answer),),
         category=question_type,
     )
+
+
+def card_size(question_types: Sequence[str]) -> int:
+    """Pixels on a side of the cards that these question types need."""
+    return 2 * DIGIT_SIZE if set(question_types) & set(TWO_DIGIT_TYPES) else DIGIT_SIZE
 
 
 def true_answer(question_type: str, first: int, second: int) -> str:

@@ -5,6 +5,7 @@ in for a 7B model.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from betakd_stages.data.digits import CARD_SIZE, DIGIT_SIZE, QUESTIONS
+from betakd_stages.data.digits import DIGIT_SIZE, QUESTIONS, card_size
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "</s>", "<image>")
 CHAT_TEMPLATE = (
@@ -46,7 +47,7 @@ class TinySize:
 
 
 TEACHER_SIZE = TinySize(width=64, vision_layers=1, language_layers=2)
-STUDENT_SIZE = TinySize(width=32, vision_layers=1, language_layers=1)
+STUDENT_SIZE = TinySize(width=32, vision_layers=1, language_layers=2)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -69,17 +70,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_image_processor() -> CLIPImageProcessorPil:
-    """CLIP's image processor for cards of 16 x 16 pixels: no resizing, pixels to -1..1."""
+    """CLIP's image processor for digit cards: no resizing, pixels to -1..1."""
     return CLIPImageProcessorPil(
         do_resize=False,
         do_center_crop=False,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
+        image_mean=[0.3, 0.3, 0.3],
+        image_std=[0.4, 0.4, 0.4],
     )
 
 
-def tiny_model(size: TinySize, seed: int) -> LlavaForConditionalGeneration:
-    """A LLaVA model with random weights, the same for the same seed."""
+def tiny_model(
+    size: TinySize, seed: int, question_types: Sequence[str] = tuple(QUESTIONS)
+) -> LlavaForConditionalGeneration:
+    """A LLaVA model for the cards of these question types, with random weights, the same for the same seed."""
+    image_size = card_size(question_types)
     tokenizer = tiny_tokenizer()
     common: dict[str, Any] = {
         "hidden_size": size.width,
@@ -88,7 +92,7 @@ def tiny_model(size: TinySize, seed: int) -> LlavaForConditionalGeneration:
     }
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            **common, num_hidden_layers=size.vision_layers, image_size=CARD_SIZE, patch_size=DIGIT_SIZE
+            **common, num_hidden_layers=size.vision_layers, image_size=image_size, patch_size=DIGIT_SIZE
         ),
         text_config=LlamaConfig(
             **common,
@@ -103,7 +107,7 @@ def tiny_model(size: TinySize, seed: int) -> LlavaForConditionalGeneration:
         image_token_index=tokenizer.get_vocab()["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=(CARD_SIZE // DIGIT_SIZE) ** 2,
+        image_seq_length=(image_size // DIGIT_SIZE) ** 2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,17 +120,17 @@ def tiny_model(size: TinySize, seed: int) -> LlavaForConditionalGeneration:
 
 def _initialise_for_small_widths(model: nn.Module) -> None:
     """Draw weights with deviation 1/sqrt(fan_in): transformers' default of 0.02 cripples models this narrow."""
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
         elif isinstance(module, nn.Embedding):
-            is_position = module.num_embeddings == (CARD_SIZE // DIGIT_SIZE) ** 2 + 1
+            is_position = name.endswith("position_embedding")
             nn.init.normal_(module.weight, std=0.3 if is_position else 0.5)
 
 
-def save_tiny_model(folder: Path, size: TinySize, seed: int) -> Path:
+def save_tiny_model(folder: Path, size: TinySize, seed: int, question_types: Sequence[str] = tuple(QUESTIONS)) -> Path:
     """`folder`, holding the model, tokenizer and image processor as `from_pretrained` expects them."""
-    tiny_model(size, seed).save_pretrained(folder)
+    tiny_model(size, seed, question_types).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     tiny_image_processor().save_pretrained(folder)
     return folder

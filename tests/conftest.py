@@ -1,5 +1,7 @@
 """What several test folders share: tiny models and a cache, made once per test process."""
 
+import os
+
 import pytest
 import torch
 from tests.world import DATA, World
@@ -10,9 +12,14 @@ from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
 
 
+def pytest_configure() -> None:
+    """One thread in the tests and in the commands they start: the last bit of a sum depends on how many there are."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("world")
     teacher = save_tiny_model(folder / "teacher", TEACHER_SIZE, seed=1)
     student = save_tiny_model(folder / "student", STUDENT_SIZE, seed=2)

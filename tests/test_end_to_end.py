@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from betakd_stages.caching import cache_teacher
 from betakd_stages.evaluation import evaluate
@@ -25,7 +24,6 @@ FIXED: dict[str, Any] = {"objective": {"energies": ["fkl"]}, "weighting": {"name
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student to start from and the cache of a teacher that is good, and gone."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("digits")
     save_tiny_model(folder / "untrained", TEACHER_SIZE, 0, QUESTION_TYPES)
     save_tiny_model(folder / "student", STUDENT_SIZE, 0, QUESTION_TYPES)

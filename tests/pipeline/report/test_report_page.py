@@ -214,7 +214,7 @@ def test_sample_images_are_enlarged_without_smoothing(small: ReportScenario, tmp
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB"))
         image = images[sample_id]
         assert image is not None
-        enlarged = np.kron(np.asarray(image.load().pixels), np.ones((10, 10, 1), dtype=np.uint8))
+        enlarged = np.kron(np.asarray(image.load().pixels), np.ones((20, 20, 1), dtype=np.uint8))
         np.testing.assert_array_equal(pixels, enlarged)
 
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show_warnings()
     try:
         code = app(given, prog_name="betakd-pipe", standalone_mode=False) or 0
-    except Exception as error:
+    except Exception as error:  # the outermost edge of the program: every error ends as one line and an exit code
         if debug:
             traceback.print_exc()
         code, message = fault(error, debug)

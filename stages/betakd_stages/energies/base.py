@@ -1,5 +1,7 @@
 """What every energy is: a module from (StudentStatistics, TeacherTargets) to one number per token."""
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from betakd_stages.energies.partition import Partition, make_partition
@@ -9,7 +11,7 @@ from betakd_stages.tail import Temperature
 from betakd_stages.targets import TeacherTargets
 
 
-class Energy(nn.Module):
+class Energy(nn.Module, ABC):
     """A discrepancy between teacher and student, `[N]`, unreduced, differentiable, zero where they agree.
 
     A subclass says in `needs` which student statistics it reads and computes `discrepancy`; the options every energy
@@ -49,9 +51,9 @@ class Energy(nn.Module):
         """The student statistics this energy reads at these tokens."""
         return Needs(temperatures=(self.student_temperature,))
 
+    @abstractmethod
     def discrepancy(self, statistics: StudentStatistics, targets: TeacherTargets) -> Tensor:
         """The energy `[N]` before the options."""
-        raise NotImplementedError
 
     def expected(self, discrepancy: Tensor, statistics: StudentStatistics, targets: TeacherTargets) -> Tensor:
         """The expected energy under the teacher `[N]`: for divergences, the discrepancy plus the teacher's entropy."""

@@ -1,5 +1,6 @@
 """What every weighting is: a module that gives each sample a weight per channel and the objective they make."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,7 +26,7 @@ class WeightingOutput:
     """`[B]`."""
 
 
-class Weighting(nn.Module):
+class Weighting(nn.Module, ABC):
     """Weights of the cross-entropy and the C channels of B samples."""
 
     uses_inputs: ClassVar[bool] = False
@@ -61,10 +62,10 @@ class Weighting(nn.Module):
         """Inputs `[B, F]` with mean 0 and deviation 1 over the cache, float32."""
         return (inputs.float() - self.input_mean) / self.input_deviation
 
+    @abstractmethod
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
         """The objective of samples with `cross_entropy` `[B]`, `energies` `[B, C]`, bool `present` `[B, C]` (where a
         channel applies to a sample) and `inputs` `[B, F]`, not standardised."""
-        raise NotImplementedError
 
 
 def per_channel(name: str, values: PerChannel, channels: Sequence[str]) -> Tensor:

@@ -5,6 +5,7 @@ parameters, so one backward pass per channel; `Objective.backward` runs them. Ne
 elsewhere, accumulating batches is not the same as one large batch.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,9 +48,9 @@ class GradientWeighting(Weighting):
         objective = weights * cross_entropy + (betas * energies).sum(dim=1)
         return WeightingOutput(_RefuseBackward.apply(objective), betas, weights)
 
+    @abstractmethod
     def combine(self, gradients: Sequence[Gradient], losses: Tensor) -> Gradient:
         """The gradient to train with, from those of the weighted channels and their unweighted losses `[1 + C]`."""
-        raise NotImplementedError
 
 
 class PCGrad(GradientWeighting):

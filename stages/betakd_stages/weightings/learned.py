@@ -2,6 +2,7 @@
 (instance)."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,10 +74,10 @@ class LearnedWeighting(Weighting):
         self.register_buffer("initial_log_betas", betas.log())
         self.register_buffer("dimensions", dimensions)
 
+    @abstractmethod
     def raw_numbers(self, inputs: Tensor) -> Tensor:
         """What positivity turns into betas, from standardised inputs `[B, F]`: `[B, C]` or `[1, C]`, with one column
         more, the first, where the cross-entropy's weight is learned."""
-        raise NotImplementedError
 
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
         log_betas = self._log_beta(self.raw_numbers(self.standardise(inputs)))

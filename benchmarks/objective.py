@@ -1,10 +1,12 @@
 """What the objective costs: time and peak memory of forward and backward from hidden states to gradients.
 
-    python benchmarks/objective.py [--device cpu|cuda] [--quick] [--json FILE] [--threads N]
+    python benchmarks/objective.py [--device cpu|cuda] [--quick | --memory] [--pairs 20] [--json FILE] [--threads 1]
 
 Each variant is timed next to the cross-entropy through the tiled operation, which is 1, in interleaved pairs: the
-figure is the median of the pairs' ratios with its 95 % interval. Memory is the peak above the inputs and gradients
-that exist before the step. "Dense" variants hold the student's logits of all tokens, and dense KD the teacher's too.
+figure is the median of the pairs' ratios with its 95 % interval. Memory is the peak beyond the head, its gradient, the
+hidden states and the targets. "Dense" variants hold the student's logits of all tokens, and dense KD the teacher's too,
+which are an input and not counted. `--memory` measures memory alone, of many tokens on a head so narrow that dense KD
+fits into 24 GiB.
 """
 
 import argparse
@@ -25,24 +27,24 @@ from rich.table import Table
 from torch import Tensor
 
 from betakd_stages.energies import make_energy
-from betakd_stages.statistics import Head, Needs, student_statistics
+from betakd_stages.statistics import SAVE_BYTES, Head, Needs, student_statistics
 from betakd_stages.targets import TeacherTargets
 
 SHAPES = {
-    "cpu": [(64, 1024, 32_000), (256, 512, 32_000), (64, 512, 151_936)],
-    "cuda": [(256, 2048, 32_000), (8192, 2048, 32_000), (256, 896, 151_936), (4096, 2048, 151_936)],
+    "cpu": [(256, 2048, 32_000), (64, 2048, 151_936)],
+    "cuda": [(256, 2048, 32_000), (8192, 2048, 32_000), (256, 2048, 151_936), (4096, 2048, 151_936)],
 }
 QUICK_SHAPES = [(64, 256, 32_000)]
+MEMORY_SHAPES = [(4096, 128, 151_936)]
 """Tokens, width of the head, vocabulary."""
 NUM_KEPT = 64
-BASELINE = "CE, tiled"
+TEMPERATURES = (1.0, 5.0)
+"""What ctkd can reach."""
+BASELINE = "CE"
 M_MMAP_THRESHOLD = -3
 """glibc's number of that option of mallopt."""
-ENERGIES = {
-    "CE + fkl, tiled": ["fkl"],
-    "CE + cosine_probs, tiled": ["cosine_probs"],
-    "CE + every statistic, tiled": ["fkl", "cosine_probs", "mse_logits"],
-}
+ENERGIES = ["fkl", "cosine_probs", "alpha_beta", "mse_logits", "ctkd"]
+"""One for each set of statistics: temperature 1, and its half, and an odd one, moments, a learned temperature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +60,36 @@ class Problem:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few repetitions")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a small shape and five pairs")
+    size.add_argument("--memory", action="store_true", help="memory alone, at 4,096 tokens; 15 GiB on the CPU")
+    parser.add_argument("--pairs", type=int, default=20, help="of steps timed for each variant")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device; run it where there is one, or with --device cpu")
     torch.set_num_threads(arguments.threads)
     dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
-    shapes, repetitions = (QUICK_SHAPES, 5) if arguments.quick else (SHAPES[arguments.device], 7)
+    shapes = QUICK_SHAPES if arguments.quick else MEMORY_SHAPES if arguments.memory else SHAPES[arguments.device]
+    num_pairs = 0 if arguments.memory else 5 if arguments.quick else arguments.pairs
     rows = []
     for shape in shapes:
-        found = measure(make_problem(*shape, dtype, arguments.device), shape, repetitions)
+        found = measure(make_problem(*shape, dtype, arguments.device), shape, num_pairs)
         show(found, "{:,} tokens, width {:,}, vocabulary {:,}, ".format(*shape) + str(dtype).removeprefix("torch."))
         rows += found
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def make_problem(num_tokens: int, width: int, vocabulary_size: int, dtype: torch.dtype, device: str) -> Problem:
     """A Zipf-like teacher and a random student."""
     generator = torch.Generator().manual_seed(0)
     zipf = -1.2 * torch.arange(1, vocabulary_size + 1).log()
-    teacher = zipf[torch.argsort(torch.rand(num_tokens, vocabulary_size, generator=generator), dim=1)].to(device)
-    gold_ids = teacher.argmax(dim=1)
-    targets = TeacherTargets.from_logits(teacher, gold_ids, top_k=NUM_KEPT, temperatures=(1.0,))
+    teacher = torch.empty(num_tokens, vocabulary_size, device=device)
+    for row in teacher:
+        row.copy_(zipf[torch.randperm(vocabulary_size, generator=generator)])
+    targets = TeacherTargets.from_logits(teacher, teacher.argmax(dim=1), top_k=NUM_KEPT, temperatures=TEMPERATURES)
     hidden = torch.randn(num_tokens, width, generator=generator).to(device, dtype).requires_grad_()
     weight = (torch.randn(vocabulary_size, width, generator=generator) / width**0.5).to(device, dtype).requires_grad_()
     return Problem(hidden, weight, teacher, targets)
@@ -88,18 +97,19 @@ def make_problem(num_tokens: int, width: int, vocabulary_size: int, dtype: torch
 
 def variants(problem: Problem) -> dict[str, Callable[[], Tensor]]:
     """The losses by name, the baseline first."""
-    built: dict[str, Callable[[], Tensor]] = {BASELINE: lambda: tiled(problem, [], 0)}
-    for name, energies in ENERGIES.items():
-        built[name] = partial(tiled, problem, energies, 0)
-    built["CE + fkl, tiles saved"] = lambda: tiled(problem, ["fkl"], 2**40)
-    built["CE, dense"] = lambda: dense(problem, with_teacher=False)
-    built["CE + fkl, dense"] = lambda: dense(problem, with_teacher=True)
+    built = {BASELINE: partial(tiled, problem, [])}
+    for name in ENERGIES:
+        built[f"CE + {name}"] = partial(tiled, problem, [name])
+    built["CE + all of these"] = partial(tiled, problem, ENERGIES)
+    built["CE + fkl, no tile saved"] = partial(tiled, problem, ["fkl"], 0)
+    built["CE, dense"] = partial(dense, problem, with_teacher=False)
+    built["CE + fkl, dense"] = partial(dense, problem, with_teacher=True)
     return built
 
 
-def tiled(problem: Problem, names: list[str], save_bytes: int) -> Tensor:
+def tiled(problem: Problem, names: list[str], save_bytes: int = SAVE_BYTES) -> Tensor:
     """Cross-entropy and energies through the operation."""
-    energies = [make_energy(name) for name in names]
+    energies = [make_energy(name).to(problem.hidden.device) for name in names]
     needs = Needs()
     for energy in energies:
         needs = needs | energy.needs(problem.targets)
@@ -124,33 +134,39 @@ def dense(problem: Problem, with_teacher: bool) -> Tensor:
     return loss
 
 
-def measure(problem: Problem, shape: tuple[int, int, int], repetitions: int) -> list[dict[str, Any]]:
-    """One row per variant."""
-    rows: list[dict[str, Any]] = []
+def measure(problem: Problem, shape: tuple[int, int, int], num_pairs: int) -> list[dict[str, Any]]:
+    """One row per variant; without figures of time where there are no pairs."""
     losses = variants(problem)
-    for name, loss in losses.items():
-        ratios, times_ms = [], []
-        for repetition in range(repetitions + 1):
-            baseline_s, own_s = timed(problem, losses[BASELINE]), timed(problem, loss)
-            if repetition:  # the first pair warms caches and allocators
-                ratios.append(own_s / baseline_s)
-                times_ms.append(1e3 * own_s)
-        low, high = median_interval(ratios)
-        rows.append(
-            {
-                "shape": shape,
-                "dtype": str(problem.hidden.dtype).removeprefix("torch."),
-                "variant": name,
-                "ms": round(statistics.median(times_ms), 2),
-                "ratio": round(statistics.median(ratios), 3),
-                "low": round(low, 3),
-                "high": round(high, 3),
-            }
-        )
+    dtype = str(problem.hidden.dtype).removeprefix("torch.")
+    rows: list[dict[str, Any]] = [{"shape": shape, "dtype": dtype, "variant": name} for name in losses]
+    if num_pairs:
+        for row in rows:
+            row.update(timing(problem, losses[BASELINE], losses[row["variant"]], num_pairs))
     # After all timing: what makes memory measurable on the CPU makes allocation slower.
     for row in rows:
-        row["peak_mib"] = round(peak_memory_mib(problem, losses[row["variant"]]))
+        row["peak_mib"] = round(peak_memory_mib(problem, losses[row["variant"]]), 1)
     return rows
+
+
+def timing(
+    problem: Problem, baseline: Callable[[], Tensor], loss: Callable[[], Tensor], num_pairs: int
+) -> dict[str, float]:
+    """Milliseconds, and the ratio to the baseline with its 95 % interval; which of a pair comes first alternates."""
+    ratios, times_ms = [], []
+    for pair in range(num_pairs + 1):
+        first, second = (baseline, loss) if pair % 2 else (loss, baseline)
+        first_s, second_s = timed(problem, first), timed(problem, second)
+        baseline_s, own_s = (first_s, second_s) if pair % 2 else (second_s, first_s)
+        if pair:  # the first pair warms caches and allocators
+            ratios.append(own_s / baseline_s)
+            times_ms.append(1e3 * own_s)
+    low, high = median_interval(ratios)
+    return {
+        "ms": round(statistics.median(times_ms), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "low": round(low, 3),
+        "high": round(high, 3),
+    }
 
 
 def step(problem: Problem, loss: Callable[[], Tensor]) -> None:
@@ -173,21 +189,25 @@ def synchronise(problem: Problem) -> None:
 
 
 def peak_memory_mib(problem: Problem, loss: Callable[[], Tensor]) -> float:
-    """Peak of one step above what is held before it; on the CPU, of this process's resident memory (Linux)."""
+    """Peak of one step above the inputs and the head's gradient; on the CPU, of this process's resident memory (Linux).
+
+    The head's gradient is counted as if it were held throughout.
+    """
+    head_gradient_mib = problem.weight.numel() * problem.weight.itemsize / 2**20
     step(problem, loss)
     problem.hidden.grad = problem.weight.grad = None
     if problem.hidden.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(problem, loss)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - before) / 2**20 - head_gradient_mib
     # Blocks of a MiB and more go back to the system when freed, so that they count only while they live.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     resident_before_mib = resident_mib("VmRSS")
     step(problem, loss)
-    return resident_mib("VmHWM") - resident_before_mib
+    return resident_mib("VmHWM") - resident_before_mib - head_gradient_mib
 
 
 def resident_mib(field: str) -> float:
@@ -207,12 +227,15 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
+    timed_too = "ratio" in rows[0]
     table = Table(title=title)
-    for name in ("forward and backward", "ms", "ratio (95 % interval)", "peak MiB"):
+    for name in ("forward and backward", *(["ms", "ratio (95 % interval)"] if timed_too else []), "peak MiB", "to CE"):
         table.add_column(name, justify="left" if name.startswith("forward") else "right")
     for row in rows:
-        ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        table.add_row(row["variant"], f"{row['ms']:,.1f}", ratio, f"{row['peak_mib']:,}")
+        cells = [row["variant"]]
+        if timed_too:
+            cells += [f"{row['ms']:,.1f}", f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})"]
+        table.add_row(*cells, f"{row['peak_mib']:,.1f}", f"{row['peak_mib'] / rows[0]['peak_mib']:.2f}")
     Console().print(table)
 
 

@@ -87,4 +87,5 @@ def to_cpu(output: ObjectiveOutput) -> dict[str, torch.Tensor]:
         "present": output.present.detach().cpu(),
         "betas": output.betas.detach().cpu(),
         "teacher_entropy": output.teacher_entropy.detach().cpu(),
+        "student_entropy": output.student_entropy.cpu(),
     }

@@ -85,11 +85,12 @@ class Objective(nn.Module):
             betas=weighed.betas,
             cross_entropy_weights=weighed.cross_entropy_weights,
             teacher_entropy=_sample_means(targets.entropy(), targets, num_tokens),
+            student_entropy=_sample_means(statistics.entropy(), targets, num_tokens),
         )
 
     def needs(self, targets: TeacherTargets) -> Needs:
-        """The union of what the energies need."""
-        needs = Needs()
+        """The union of what the energies need, and the tail's mean for the student's entropy in the log."""
+        needs = Needs(tail_means=True)
         for energy in self._energies():
             needs = needs | energy.needs(targets)
         return needs

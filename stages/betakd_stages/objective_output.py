@@ -29,6 +29,8 @@ class ObjectiveOutput:
     """`[B]`."""
     teacher_entropy: Tensor
     """`[B]`, mean over the tokens of each sample, in nats at temperature 1."""
+    student_entropy: Tensor
+    """`[B]`, the same of the student, without gradient."""
 
     @property
     def total(self) -> Tensor:

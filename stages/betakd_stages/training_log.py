@@ -20,9 +20,10 @@ COLLAPSE_CORRELATION = 0.1
 def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) -> dict[str, float | None]:
     """One row of metrics over the batches since the last row; None where a figure is undefined.
 
-    Per channel: the energy and its product with beta (means over samples), beta's mean and quantiles, and the
-    correlation of log beta with the teacher's entropy over the samples of a batch (mean over batches), which is
-    positive when the weighting collapses.
+    The cross-entropy, its weight with quantiles over samples, and the entropies of teacher and student in nats. Per
+    channel: the energy and its product with beta (means over samples), beta's mean and quantiles, and the correlation
+    of log beta with the teacher's entropy over the samples of a batch (mean over batches), which is positive when the
+    weighting collapses.
     """
 
     def joined(name: str) -> Tensor:
@@ -32,8 +33,9 @@ def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) 
         "objective": float(sum(batch["objective"].double() for batch in figures))
         / float(sum(batch["count"].double() for batch in figures)),
         "cross_entropy": float(joined("cross_entropy").mean()),
-        "cross_entropy_weight": float(joined("cross_entropy_weights").mean()),
+        **_mean_and_quantiles("cross_entropy_weight", joined("cross_entropy_weights")),
         "teacher_entropy": float(joined("teacher_entropy").mean()),
+        "student_entropy": float(joined("student_entropy").mean()),
     }
     energies, betas = joined("energies"), joined("betas")
     present = torch.cat([batch["present"] for batch in figures])
@@ -44,13 +46,17 @@ def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) 
             continue
         row[f"energy/{channel}"] = float(energy.mean())
         row[f"weighted/{channel}"] = float((beta * energy).mean())
-        row[f"beta/{channel}"] = float(beta.mean())
-        for quantile in QUANTILES:
-            row[f"beta/{channel}/q{round(100 * quantile)}"] = float(torch.quantile(beta, quantile))
+        row.update(_mean_and_quantiles(f"beta/{channel}", beta))
         correlations = [_entropy_correlation(batch, index) for batch in figures]
         defined = [value for value in correlations if value is not None]
         row[f"entropy_correlation/{channel}"] = sum(defined) / len(defined) if defined else None
     return row
+
+
+def _mean_and_quantiles(name: str, values: Tensor) -> dict[str, float]:
+    """The mean under `name`, and quantiles such as `name/q90`."""
+    quantiles = {f"{name}/q{round(100 * share)}": float(torch.quantile(values, share)) for share in QUANTILES}
+    return {name: float(values.mean()), **quantiles}
 
 
 def _entropy_correlation(batch: Mapping[str, Tensor], channel: int) -> float | None:

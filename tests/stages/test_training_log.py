@@ -15,11 +15,12 @@ def batch(
         "objective": torch.tensor(float(size)),
         "count": torch.tensor(float(size)),
         "cross_entropy": torch.arange(size).float(),
-        "cross_entropy_weights": torch.ones(size),
+        "cross_entropy_weights": torch.tensor(betas) / 10,
         "energies": torch.tensor(energies)[:, None],
         "betas": torch.tensor(betas)[:, None],
         "present": torch.tensor(present)[:, None],
         "teacher_entropy": torch.tensor(entropy),
+        "student_entropy": 2 * torch.tensor(entropy),
     }
 
 
@@ -31,9 +32,20 @@ def test_absent_samples_do_not_count_and_correlations_are_within_batches() -> No
     assert row["beta/fkl"] == pytest.approx(np.mean([1, 2, 4, 100, 100]))
     assert row["weighted/fkl"] == pytest.approx(np.mean([0.1, 0.4, 1.2, 50, 50]))
     assert row["beta/fkl/q50"] == pytest.approx(4.0)
+    assert row["teacher_entropy"] == pytest.approx(np.mean([0.5, 0.4, 0.1, 7.0, 0.1, 0.2]))
+    assert row["student_entropy"] == pytest.approx(2 * np.mean([0.5, 0.4, 0.1, 7.0, 0.1, 0.2]))
     # The second batch has one weight for all, so no correlation; the first alone gives it.
     expected = np.corrcoef(np.log([1, 2, 4]), [0.5, 0.4, 0.1])[0, 1]
     assert row["entropy_correlation/fkl"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_weights_of_the_labels_are_logged_with_their_spread() -> None:
+    first = batch([1.0, 2.0, 4.0], [0.1] * 3, [0.5] * 3, [True] * 3)
+    row = summarise([first, batch([9.0, 9.0], [0.1] * 2, [0.5] * 2, [True] * 2)], ["fkl"])
+    weights = np.array([1, 2, 4, 9, 9]) / 10
+    assert row["cross_entropy_weight"] == pytest.approx(weights.mean())
+    for share in (10, 50, 90):
+        assert row[f"cross_entropy_weight/q{share}"] == pytest.approx(np.percentile(weights, share))
 
 
 def test_a_constant_or_a_single_number_correlates_with_nothing() -> None:

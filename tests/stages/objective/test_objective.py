@@ -54,6 +54,7 @@ class Scene:
             self.batch.teacher_logits[rows],
             self.batch.gold_ids[rows],
             top_k=8,
+            temperatures=(1.0, 5.0),  # what ctkd can reach
             sample_index=index,
             num_samples=len(samples),
         )
@@ -86,7 +87,7 @@ def test_energies_are_means_over_the_tokens_of_each_sample(scene: Scene) -> None
     targets, _ = scene.targets([0, 1, 2])
     for sample in range(3):
         tokens = (scene.sample_index == sample).nonzero().flatten().tolist()
-        cross_entropy, fkl, entropy = [], [], []
+        cross_entropy, fkl, entropy, student_entropy = [], [], [], []
         for token in tokens:
             teacher, student = scene.batch.teacher_logits[token].numpy(), scene.batch.student_logits[token]
             kept = targets.ids[token].numpy()
@@ -94,9 +95,12 @@ def test_energies_are_means_over_the_tokens_of_each_sample(scene: Scene) -> None
             point = oracles.point(teacher, student, student, kept, int(scene.batch.gold_ids[token]))
             fkl.append(oracles.kl(point.p, point.q))
             entropy.append(oracles.entropy(teacher))
+            student_entropy.append(oracles.entropy(student))
         np.testing.assert_allclose(output.cross_entropy[sample].detach(), np.mean(cross_entropy))
         np.testing.assert_allclose(output.energies[sample, 0].detach(), np.mean(fkl))
         np.testing.assert_allclose(output.teacher_entropy[sample], np.mean(entropy))
+        np.testing.assert_allclose(output.student_entropy[sample], np.mean(student_entropy))
+    assert not output.student_entropy.requires_grad
 
 
 def test_the_feature_energy_is_the_squared_error_of_the_projected_student(scene: Scene) -> None:
@@ -152,14 +156,31 @@ def test_token_reduction_is_the_mean_over_all_tokens(scene: Scene) -> None:
         ),
     ],
 )
-def test_exactly_these_parameters_receive_gradients(scene: Scene, weighting: str, own: set[str]) -> None:
-    objective = scene.build(weighting=weighting)
+@pytest.mark.parametrize(
+    ("energy", "learned"),
+    [
+        ("fkl", set()),
+        ("taid", set()),
+        ("ctkd", {"energies.ctkd.raw"}),
+        (
+            "ctkd_mlp",
+            {f"energies.ctkd_mlp.network.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")},
+        ),
+    ],
+)
+def test_exactly_these_parameters_receive_gradients(
+    scene: Scene, weighting: str, own: set[str], energy: str, learned: set[str]
+) -> None:
+    objective = scene.build(weighting=weighting, energies=[(energy, {}), ("cosine_probs", {})])
+    objective.advance(1.0)  # ctkd's temperature gets no gradient before the first step
+    if energy == "ctkd_mlp":
+        torch.nn.init.normal_(objective.energies["ctkd_mlp"].network[2].weight)  # type: ignore[index, union-attr]
     if weighting == "instance":
         torch.nn.init.normal_(objective.weighting.network[2].weight)  # type: ignore[index, union-attr]
     output = scene.run(objective)
     (output.total / output.count).backward()
     trained = {name for name, parameter in objective.named_parameters() if parameter.grad is not None}
-    assert trained == own | {"features.vision.projection.weight", "features.vision.projection.bias"}
+    assert trained == own | learned | {"features.vision.projection.weight", "features.vision.projection.bias"}
     for parameter in objective.parameters():
         assert parameter.grad is None or bool(parameter.grad.any())
     for leaf in (scene.hidden, scene.weight, scene.student_features["vision"]):

@@ -7,7 +7,7 @@ from betakd_cache.errors import CacheError
 from betakd_cache.exporting import Export, export
 from betakd_cache.feature_statistics import FeatureStatistics
 from betakd_cache.information import CacheInfo, Histogram, info
-from betakd_cache.layout import FORMAT_VERSION
+from betakd_cache.layout import FORMAT_VERSION, CacheRules, FeatureLayout
 from betakd_cache.manifest import Manifest, read_manifest
 from betakd_cache.merging import Merger, merge
 from betakd_cache.reader import TeacherCache, open_cache
@@ -20,12 +20,14 @@ __all__ = [
     "FORMAT_VERSION",
     "CacheError",
     "CacheInfo",
+    "CacheRules",
     "CacheWriter",
     "CompactBatch",
     "DecodedBatch",
     "Derivation",
     "Difference",
     "Export",
+    "FeatureLayout",
     "FeatureStatistics",
     "Histogram",
     "Manifest",

@@ -149,7 +149,7 @@ ACCESSES: dict[str, Callable[[Path, Sequence[ShardEntry], Mapping[str, ArraySpec
 
 def chunk_path(cache_path: Path, entry: ShardEntry, spec: ArraySpec) -> Path:
     """The file that holds an array of a shard."""
-    return cache_path / f"{entry.name}.zarr" / chunk_name(spec.name, 1 if spec.width is None else 2)
+    return cache_path / f"{entry.name}.zarr" / chunk_name(spec.name, 1 + len(spec.row_shape))
 
 
 def check_size(path: Path, entry: ShardEntry, spec: ArraySpec, size_bytes: int) -> int:

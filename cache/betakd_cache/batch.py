@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from betakd_cache.codec import gap_table, join_ids
-from betakd_cache.layout import NUM_EXACT_RANKS
+from betakd_cache.codec import decode_groups, gap_table, join_ids
+from betakd_cache.layout import NUM_EXACT_RANKS, focus_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,9 +34,11 @@ class DecodedBatch:
     logit_mean: NDArray[np.float32] | None
     logit_std: NDArray[np.float32] | None
     features: Mapping[str, NDArray[np.float32]]
-    """name -> [S, D]; zeros where absent."""
+    """name -> [S, D], or [S, P, D] at P places; zeros where absent."""
     present: Mapping[str, NDArray[np.bool_]]
     """name -> [S] True where the sample has the feature."""
+    focus: Mapping[str, NDArray[np.int64]]
+    """name -> [S, J] the places of the feature the teacher attends to most, first the most; zeros where absent."""
     sample_index: NDArray[np.int64]
     """[N] which sample of the batch each token belongs to."""
 
@@ -71,8 +73,9 @@ class CompactBatch:
             logit_max=self.moment("logit_max"),
             logit_mean=self.moment("logit_mean"),
             logit_std=self.moment("logit_std"),
-            features={name: self.float32(f"features/{name}") for name in self.feature_names()},
+            features={name: self.feature(name) for name in self.feature_names()},
             present={name: self.arrays[f"present/{name}"].astype(bool) for name in self.feature_names()},
+            focus={name: self.focus(name) for name in self.focus_names()},
             sample_index=np.repeat(np.arange(len(self.token_ptr) - 1), np.diff(self.token_ptr)),
         )
 
@@ -111,3 +114,18 @@ class CompactBatch:
     def feature_names(self) -> list[str]:
         """The names of the features stored."""
         return [name.removeprefix("present/") for name in self.arrays if name.startswith("present/")]
+
+    def feature(self, name: str) -> NDArray[np.float32]:
+        """A feature `[S, D]` or `[S, P, D]`."""
+        stored = self.arrays[f"features/{name}"]
+        if stored.dtype.kind == "i":
+            return decode_groups(stored, self.arrays[f"scales/{name}"])
+        return stored.astype(np.float32)
+
+    def focus_names(self) -> list[str]:
+        """The names of the features whose places in focus are stored."""
+        return [name for name in self.feature_names() if focus_name(name) in self.arrays]
+
+    def focus(self, name: str) -> NDArray[np.int64]:
+        """The places `[S, J]` of a feature which the teacher attends to most, first the most."""
+        return self.arrays[focus_name(name)].astype(np.int64)

@@ -119,8 +119,9 @@ def _same_tokens(left: CompactBatch, right: CompactBatch) -> NDArray[np.bool_]:
 
 
 def _largest_feature_difference(left: CompactBatch, right: CompactBatch) -> float:
+    """0 where the caches share no feature of one size and number of places."""
     names = set(left.feature_names()) & set(right.feature_names())
-    pairs = [(left.float32(f"features/{name}"), right.float32(f"features/{name}")) for name in names]
+    pairs = [(left.feature(name), right.feature(name)) for name in names]
     return max((float(np.abs(one - two).max()) for one, two in pairs if one.shape == two.shape), default=0.0)
 
 

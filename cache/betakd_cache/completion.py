@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from betakd_cache import files
 from betakd_cache.access import map_array
+from betakd_cache.batch import CompactBatch
 from betakd_cache.errors import CacheError
 from betakd_cache.feature_statistics import FeatureStatistics
 from betakd_cache.journal import (
@@ -31,6 +32,7 @@ from betakd_cache.manifest import MANIFEST_NAME, Counts, read_manifest
 from betakd_cache.rows import read_rows
 
 REJECTED_NAME = "rejected.parquet"
+BLOCK_NUMBERS = 2**23  # 64 MiB in float64
 
 
 def complete_manifest(path: Path, part: Part) -> None:
@@ -93,12 +95,17 @@ def _rejected_table(journals: Sequence[JournalContent]) -> bytes:
 
 
 def _feature_statistics(path: Path, rules: CacheRules, shards: Sequence[ShardEntry]) -> dict[str, FeatureStatistics]:
-    """The statistics of the features as stored, one shard in memory at a time."""
-    specs = {spec.name: spec for spec in array_specs(rules)}
+    """The statistics of the features as a reader sees them, one block of samples in memory at a time."""
+    specs = [spec for spec in array_specs(rules) if spec.axis == "sample"]
     statistics = {name: FeatureStatistics.of(np.zeros((0, size))) for name, size in rules.feature_sizes.items()}
+    nothing = np.zeros(1, np.int64)
     for entry in shards:
-        for name, before in statistics.items():
-            present = map_array(path, entry, specs[f"present/{name}"]).astype(bool)
-            features = map_array(path, entry, specs[f"features/{name}"])
-            statistics[name] = before.merged(FeatureStatistics.of(features[present]))
+        arrays = {spec.name: map_array(path, entry, spec) for spec in specs}
+        for name, size in rules.feature_sizes.items():
+            block = max(1, BLOCK_NUMBERS // (size * rules.layout(name).num_places))
+            for start in range(0, entry.num_samples, block):
+                part = {key: values[start : start + block] for key, values in arrays.items()}
+                features = CompactBatch(part, nothing, nothing).feature(name)
+                present = part[f"present/{name}"].astype(bool)
+                statistics[name] = statistics[name].merged(FeatureStatistics.of(features[present]))
     return statistics

@@ -57,15 +57,7 @@ def derive(
     rule = _narrowed_rule(cache, top_k, top_p, temperatures)
     rules = dataclasses.replace(cache.manifest.rules, token_rule=rule)
     chosen = np.arange(len(cache)) if sample_ids is None else np.unique(cache.index_of(list(sample_ids)))
-    with CacheWriter.open(
-        target,
-        identity=cache.manifest.identity,
-        token_rule=rule,
-        vocabulary_size=rules.vocabulary_size,
-        feature_sizes=rules.feature_sizes,
-        logit_moments=rules.logit_moments,
-        overwrite=overwrite,
-    ) as writer:
+    with CacheWriter.open_with(target, cache.manifest.identity, rules, overwrite=overwrite) as writer:
         for batch, rows in _stored_shards(cache, chosen):
             if rows["sample_id"][0].as_py() not in writer.stored:
                 narrowed = narrow(batch, cache.manifest.rules, rule)

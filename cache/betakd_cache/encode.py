@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from betakd_cache.codec import encode_gaps, split_ids
+from betakd_cache.codec import encode_gaps, encode_groups, split_ids
 from betakd_cache.errors import CacheError
-from betakd_cache.layout import NUM_EXACT_RANKS, CacheRules, array_specs
+from betakd_cache.layout import NUM_EXACT_RANKS, ArraySpec, CacheRules, array_specs, focus_name
 from betakd_cache.record import TeacherRecord, joined
 
 
@@ -38,10 +38,10 @@ def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[s
     if rules.logit_moments:
         for name in ("logit_max", "logit_mean", "logit_std"):
             arrays[name] = joined(records, name)
-    for name, size in rules.feature_sizes.items():
-        arrays[f"features/{name}"] = _stacked(records, name, size, np.dtype("f4" if rules.token_rule.exact else "f2"))
-        arrays[f"present/{name}"] = np.array([name in record.features for record in records])
-    return {spec.name: np.ascontiguousarray(arrays[spec.name], spec.dtype) for spec in array_specs(rules)}
+    specs = {spec.name: spec for spec in array_specs(rules)}
+    for name in rules.feature_sizes:
+        arrays |= _feature_arrays(records, name, specs)
+    return {name: np.ascontiguousarray(arrays[name], spec.dtype) for name, spec in specs.items()}
 
 
 def encode_rows(records: Sequence[TeacherRecord], rules: CacheRules) -> pa.Table:
@@ -96,13 +96,24 @@ def sample_means(
     return {name: np.add.reduceat(values, token_ptr[:-1]) / np.diff(token_ptr) for name, values in summaries.items()}
 
 
-def _stacked(records: Sequence[TeacherRecord], name: str, size: int, dtype: np.dtype) -> NDArray[Any]:
-    """A feature `[S, D]` in its stored precision, zeros where a record has none."""
-    features = np.zeros((len(records), size), dtype)
-    for row, record in zip(features, records, strict=True):
-        if name in record.features:
-            row[:] = record.features[name]
-    return features
+def _feature_arrays(
+    records: Sequence[TeacherRecord], name: str, specs: Mapping[str, ArraySpec]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a feature in their stored precision, zeros where a record has none."""
+    names = [f"features/{name}", f"scales/{name}", f"present/{name}", focus_name(name)]
+    held = [spec for spec in map(specs.get, names) if spec is not None]
+    arrays = {spec.name: np.zeros((len(records), *spec.row_shape), spec.dtype) for spec in held}
+    for place, record in enumerate(records):
+        if name not in record.features:
+            continue
+        feature: NDArray[Any] = record.features[name]
+        if f"scales/{name}" in arrays:
+            feature, arrays[f"scales/{name}"][place] = encode_groups(record.features[name])
+        arrays[f"features/{name}"][place] = feature
+        arrays[f"present/{name}"][place] = 1
+        if focus_name(name) in arrays:
+            arrays[focus_name(name)][place] = record.focus[name]
+    return arrays
 
 
 def _top_gaps(gaps: NDArray[np.float32], counts: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint16]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from betakd_cache import files
 from betakd_cache.batch import CompactBatch
-from betakd_cache.codec import GAP_LIMIT, GAP_SCALE
+from betakd_cache.codec import GAP_LIMIT, GAP_SCALE, GROUP_SIZE
 from betakd_cache.errors import CacheError
 from betakd_cache.layout import ArraySpec, array_specs
 from betakd_cache.manifest import MANIFEST_NAME, Manifest
@@ -72,9 +72,14 @@ def _exported_specs(manifest: Manifest) -> list[ArraySpec]:
     return [spec for spec in array_specs(manifest.rules) if spec.axis != "boundary"]
 
 
+def _columns(spec: ArraySpec) -> str:
+    """The shape of a row as `reshape` takes it, `1` for one number."""
+    return ", ".join(map(str, spec.row_shape)) or "1"
+
+
 def _card(manifest: Manifest) -> str:
     rows = [
-        f"| `{spec.name.replace('/', '_')}` | {spec.dtype.name}, little-endian | per {spec.axis} | {spec.width or 1} |"
+        f"| `{spec.name.replace('/', '_')}` | {spec.dtype.name}, little-endian | per {spec.axis} | {_columns(spec)} |"
         for spec in _exported_specs(manifest)
     ]
     head = ["---", "configs:", "- config_name: default", "  data_files: data/*.parquet", "---", ""]
@@ -93,7 +98,8 @@ def _card(manifest: Manifest) -> str:
         *rows,
         "",
         f"A one-byte `gap` c means -{GAP_SCALE:g} ln(1 - c / 255 (1 - exp(-{GAP_LIMIT:g} / {GAP_SCALE:g}))) nats below "
-        "the largest logit; `gap_top` does so with 65535 for ranks 2 to 4; `gold_gap` is the gold entry's, plainly.",
+        "the largest logit; `gap_top` does so with 65535 for ranks 2 to 4; `gold_gap` is the gold entry's, plainly. "
+        f"A feature in int8 is its code times the scale of its group of {GROUP_SIZE} numbers.",
         "",
     ]
     return "\n".join(head + text)

@@ -18,15 +18,18 @@ class FeatureStatistics:
 
     @staticmethod
     def of(features: NDArray[Any]) -> "FeatureStatistics":
-        """The statistics of the rows of `[S, D]`; S may be 0."""
+        """The statistics of the vectors of `[S, D]`, or of `[S, P, D]` over samples and places; S may be 0."""
+        size = features.shape[-1]
         if len(features) == 0:
-            zeros = np.zeros(features.shape[1])
-            return FeatureStatistics(0, zeros, zeros)
-        wide = features.astype(np.float64)
-        return FeatureStatistics(len(wide), wide.mean(axis=0), wide.std(axis=0))
+            return FeatureStatistics(0, np.zeros(size), np.zeros(size))
+        wide = features.astype(np.float64).reshape(-1, size)
+        return FeatureStatistics(len(features), wide.mean(axis=0), wide.std(axis=0))
 
     def merged(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """The statistics of both sets together. Source: Chan, Golub and LeVeque (1979), the pairwise update."""
+        """The statistics of both sets together, of one number of places.
+
+        Source: Chan, Golub and LeVeque (1979), the pairwise update.
+        """
         count = self.count + other.count
         if count == 0:
             return self

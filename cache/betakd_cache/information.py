@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_cache.journal import journal_paths, read_journal
+from betakd_cache.layout import array_specs
 from betakd_cache.manifest import Counts
 from betakd_cache.reader import open_cache
 
@@ -35,6 +36,8 @@ class CacheInfo:
     token_rule: Mapping[str, Any]
     vocabulary_size: int
     feature_sizes: Mapping[str, int]
+    feature_layouts: Mapping[str, Mapping[str, Any]]
+    """Of every feature, pooled ones too, with the type its numbers are stored in."""
     statistics: tuple[str, ...]
     counts: Counts
     bytes_per_token: float
@@ -63,6 +66,7 @@ def info(path: Path | str) -> CacheInfo:
         num_shards=len(shards),
         size_bytes=sum(entry.size_bytes for entry in shards),
     )
+    dtypes = {spec.name: spec.dtype.name for spec in array_specs(manifest.rules)}
     rows = cache.rows(["entropy", "kept_mass"]) if shards else {"entropy": np.empty(0), "kept_mass": np.empty(0)}
     return CacheInfo(
         path=str(cache.location),
@@ -71,6 +75,10 @@ def info(path: Path | str) -> CacheInfo:
         token_rule=manifest.token_rule.to_json(),
         vocabulary_size=manifest.vocabulary_size,
         feature_sizes=manifest.feature_sizes,
+        feature_layouts={
+            name: manifest.rules.layout(name).to_json() | {"dtype": dtypes[f"features/{name}"]}
+            for name in manifest.feature_sizes
+        },
         statistics=manifest.statistics,
         counts=counts,
         bytes_per_token=counts.size_bytes / max(counts.num_tokens, 1),

@@ -85,9 +85,10 @@ def read_journal(path: Path, *, with_files: bool = True) -> JournalContent:
             fields = json.loads(line)
             if "shard" in fields:
                 shards.append(_shard_entry(fields, with_files))
-                complete = False  # a part that was complete is being written again
+                complete = False  # a part that was complete is being written again, as it is by a rejected line
             elif "rejected" in fields:
                 rejected[fields["rejected"]] = fields["reason"]
+                complete = False
             else:
                 complete = fields["complete"]
         except (ValueError, KeyError, TypeError) as error:

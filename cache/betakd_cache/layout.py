@@ -1,11 +1,13 @@
 """The arrays of a shard: their names, number types and shapes, all of which follow from the rules of the cache."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from betakd_cache.codec import GROUP_SIZE
 from betakd_cache.errors import CacheError
 from betakd_cache.token_rule import TokenRule
 
@@ -16,8 +18,44 @@ MAX_VOCABULARY = 2**24
 NUM_EXACT_RANKS = 3  # ranks 2, 3 and 4; the first rank is 0 by definition
 SAMPLE_COLUMNS = ("sample_id", "num_tokens", "gold_nll", "entropy", "kept_mass")
 RESERVED_COLUMNS = SAMPLE_COLUMNS
+MAX_PLACES = 2**16  # a place in focus is stored in two bytes
+POOLED = "pooled"
+MAX_SHARD_FEATURE_NUMBERS = 2**28  # 1 GiB of float32 while the records of a shard are collected
 
 Axis = Literal["boundary", "sample", "token", "entry"]
+FeatureDtype = Literal["float16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureLayout:
+    """At how many places of a sample a feature has a vector: one ("pooled"), or P of them.
+
+    `name` says how the places were chosen ("grid:4x4", "tokens"); this package compares it and reads nothing into it.
+    """
+
+    name: str = POOLED
+    num_places: int = 1
+    """P; 1 if pooled."""
+    num_focus: int = 0
+    """J, how many of the places the teacher attends to most are listed for every sample."""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the feature is one vector `[D]` of a sample, and not `[P, D]`."""
+        return self.name == POOLED
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        """`[D]` or `[P, D]`."""
+        return (size,) if self.is_pooled else (self.num_places, size)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"layout": self.name, "num_places": self.num_places, "num_focus": self.num_focus}
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "FeatureLayout":
+        """The layout that `to_json` described."""
+        return FeatureLayout(fields["layout"], fields["num_places"], fields["num_focus"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +65,12 @@ class CacheRules:
     token_rule: TokenRule
     vocabulary_size: int
     feature_sizes: Mapping[str, int] = field(default_factory=dict)
+    """D by name."""
     logit_moments: bool = True
+    feature_layouts: Mapping[str, FeatureLayout] = field(default_factory=dict)
+    """Of the features that are not pooled, by name."""
+    feature_dtype: FeatureDtype = "float16"
+    """How features are stored unless the token rule is exact; int8 has one scale per 64 numbers."""
 
     def __post_init__(self) -> None:
         if not 1 < self.vocabulary_size <= MAX_VOCABULARY:
@@ -37,6 +80,36 @@ class CacheRules:
                 raise CacheError(
                     f"feature {name!r} of size {size} cannot be stored; give it a plain name and a size of at least 1"
                 )
+        for name, layout in self.feature_layouts.items():
+            fits = 1 <= layout.num_places <= MAX_PLACES and 0 <= layout.num_focus <= layout.num_places
+            if name not in self.feature_sizes or layout.is_pooled or not fits:
+                raise CacheError(
+                    f"layout {layout.name!r} of feature {name!r} with {layout.num_places} places, {layout.num_focus} "
+                    f"in focus, cannot be stored; give 1 to {MAX_PLACES} places of a feature of the cache, no more in "
+                    "focus than there are, and no layout to a pooled feature"
+                )
+        if self.feature_dtype not in FEATURE_DTYPES or (self.token_rule.exact and self.feature_dtype != "float16"):
+            raise CacheError(
+                f"feature_dtype is {self.feature_dtype!r}; choose from {', '.join(FEATURE_DTYPES)}, and leave it out "
+                "of an exact cache, which stores float32"
+            )
+
+    def layout(self, name: str) -> FeatureLayout:
+        """The layout of a feature."""
+        return self.feature_layouts.get(name, FeatureLayout())
+
+    def feature_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a feature of one sample, `[D]` or `[P, D]`."""
+        return self.layout(name).shape(self.feature_sizes[name])
+
+    @property
+    def max_shard_samples(self) -> int:
+        """The most samples of a shard, so that their features fit into memory while they are collected."""
+        numbers = sum(math.prod(self.feature_shape(name)) for name in self.feature_sizes)
+        return max(1, MAX_SHARD_FEATURE_NUMBERS // max(numbers, 1))
+
+
+FEATURE_DTYPES = {"float16": "<f2", "int8": "|i1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +120,8 @@ class ArraySpec:
     code: str
     """NumPy's code of the number type."""
     axis: Axis
-    width: int | None = None
-    """Columns of a matrix; None for a vector."""
+    row_shape: tuple[int, ...] = ()
+    """The shape of one row: `[]` of a vector, `[columns]` of a matrix, `[P, D]` of a feature at P places."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -58,12 +131,12 @@ class ArraySpec:
     @property
     def row_bytes(self) -> int:
         """The size of one row."""
-        return self.dtype.itemsize * (self.width or 1)
+        return self.dtype.itemsize * math.prod(self.row_shape)
 
     def shape(self, num_samples: int, num_tokens: int, num_entries: int) -> tuple[int, ...]:
         """The shape in a shard of these counts."""
         rows = {"boundary": num_samples + 1, "sample": num_samples, "token": num_tokens, "entry": num_entries}
-        return (rows[self.axis],) if self.width is None else (rows[self.axis], self.width)
+        return (rows[self.axis], *self.row_shape)
 
 
 def array_specs(rules: CacheRules) -> tuple[ArraySpec, ...]:
@@ -81,10 +154,10 @@ def array_specs(rules: CacheRules) -> tuple[ArraySpec, ...]:
         ArraySpec("ids", "<u2", "entry"),
         *([ArraySpec("ids_high", "|u1", "entry")] if wide else []),
         ArraySpec("gap", "<f4" if exact else "|u1", "entry"),
-        *([] if exact else [ArraySpec("gap_top", "<u2", "token", NUM_EXACT_RANKS)]),
+        *([] if exact else [ArraySpec("gap_top", "<u2", "token", (NUM_EXACT_RANKS,))]),
         ArraySpec("gold_gap", brief, "token"),
-        ArraySpec("tail_lse", "<f4", "token", num_temperatures),
-        ArraySpec("tail_energy", brief, "token", num_temperatures),
+        ArraySpec("tail_lse", "<f4", "token", (num_temperatures,)),
+        ArraySpec("tail_energy", brief, "token", (num_temperatures,)),
     ]
     if rules.logit_moments:
         arrays += [
@@ -92,13 +165,29 @@ def array_specs(rules: CacheRules) -> tuple[ArraySpec, ...]:
             ArraySpec("logit_mean", "<f4", "token"),
             ArraySpec("logit_std", brief, "token"),
         ]
-    for name, size in rules.feature_sizes.items():
-        arrays += [ArraySpec(f"features/{name}", brief, "sample", size), ArraySpec(f"present/{name}", "|u1", "sample")]
-    return tuple(arrays)
+    return (*arrays, *(spec for name in rules.feature_sizes for spec in _feature_specs(rules, name)))
+
+
+def focus_name(feature: str) -> str:
+    """The array that holds the places of a feature which the teacher attends to most."""
+    return f"{feature}_focus"
+
+
+def _feature_specs(rules: CacheRules, name: str) -> list[ArraySpec]:
+    code = "<f4" if rules.token_rule.exact else FEATURE_DTYPES[rules.feature_dtype]
+    shape, num_focus = rules.feature_shape(name), rules.layout(name).num_focus
+    num_groups = math.ceil(shape[-1] / GROUP_SIZE)
+    return [
+        ArraySpec(f"features/{name}", code, "sample", shape),
+        *([ArraySpec(f"scales/{name}", "<f2", "sample", (*shape[:-1], num_groups))] if code == "|i1" else []),
+        ArraySpec(f"present/{name}", "|u1", "sample"),
+        *([ArraySpec(focus_name(name), "<u2", "sample", (num_focus,))] if num_focus else []),
+    ]
 
 
 def statistics_of(rules: CacheRules) -> tuple[str, ...]:
     """The names of the statistics a cache of these rules holds; an energy that needs another is refused by name."""
     moments = ("logit_max", "logit_mean", "logit_std") if rules.logit_moments else ()
     features = tuple(f"features/{name}" for name in rules.feature_sizes)
-    return ("entries", "gold_gap", "tail_lse", "tail_energy", *moments, *features)
+    focus = tuple(focus_name(name) for name in rules.feature_sizes if rules.layout(name).num_focus)
+    return ("entries", "gold_gap", "tail_lse", "tail_energy", *moments, *features, *focus)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from betakd_cache.errors import CacheError
 from betakd_cache.feature_statistics import FeatureStatistics
-from betakd_cache.layout import FORMAT_NAME, FORMAT_VERSION, CacheRules, statistics_of
+from betakd_cache.layout import FORMAT_NAME, FORMAT_VERSION, CacheRules, FeatureLayout, statistics_of
 from betakd_cache.object_store import ObjectStore, is_url
 from betakd_cache.token_rule import TokenRule
 
@@ -69,12 +69,16 @@ class Manifest:
     def bound(self) -> dict[str, Any]:
         """Everything two runs must agree on to share a cache, as plain JSON values."""
         rules = self.rules
+        layouts = {name: layout.to_json() for name, layout in rules.feature_layouts.items()}
         return {
             "identity": self.identity,
             "token_rule": rules.token_rule.to_json(),
             "vocabulary_size": rules.vocabulary_size,
             "feature_sizes": dict(rules.feature_sizes),
             "logit_moments": rules.logit_moments,
+            # Left out where they say nothing: caches from before there were layouts keep their bytes and identity.
+            **({"feature_layouts": layouts} if layouts else {}),
+            **({"feature_dtype": rules.feature_dtype} if rules.feature_dtype != "float16" else {}),
         }
 
     def to_bytes(self) -> bytes:
@@ -160,6 +164,10 @@ def _from_fields(fields: Mapping[str, Any]) -> Manifest:
             vocabulary_size=fields["vocabulary_size"],
             feature_sizes=fields["feature_sizes"],
             logit_moments=fields["logit_moments"],
+            feature_layouts={
+                name: FeatureLayout.from_json(layout) for name, layout in fields.get("feature_layouts", {}).items()
+            },
+            feature_dtype=fields.get("feature_dtype", "float16"),
         ),
         state=fields["state"],
         counts=Counts(**fields["counts"]),

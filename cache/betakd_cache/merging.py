@@ -44,15 +44,7 @@ def merge(sources: Sequence[Path | str], target: Path | str, *, overwrite: bool 
         _check_alike(caches[0], cache)
     _check_disjoint(caches)
     rules = caches[0].manifest.rules
-    with CacheWriter.open(
-        target,
-        identity=_merged_identity(caches),
-        token_rule=rules.token_rule,
-        vocabulary_size=rules.vocabulary_size,
-        feature_sizes=rules.feature_sizes,
-        logit_moments=rules.logit_moments,
-        overwrite=overwrite,
-    ) as writer:
+    with CacheWriter.open_with(target, _merged_identity(caches), rules, overwrite=overwrite) as writer:
         for cache in caches:
             for start, stop in cache.shard_ranges():
                 rows = cache.rows_of_shard(start)

@@ -168,7 +168,7 @@ class TeacherCache:
         for name, parts in pieces.items():
             spec = self._specs[name]
             rows = np.frombuffer(bytearray().join(parts), spec.dtype)  # a bytearray, so that tensors may share it
-            arrays[name] = rows if spec.width is None else rows.reshape(-1, spec.width)
+            arrays[name] = rows.reshape(-1, *spec.row_shape) if spec.row_shape else rows
         return CompactBatch(arrays, _pointers(ranges["token"]), _pointers(ranges["entry"]))
 
     def record(self, index: int) -> TeacherRecord:
@@ -176,6 +176,7 @@ class TeacherCache:
         batch = self.batch([index])
         number = int(np.searchsorted(self._bounds, index, side="right")) - 1
         row = self._shard_rows(number).slice(index - self._bounds[number], 1).to_pylist()[0]
+        held = {name: bool(batch.arrays[f"present/{name}"][0]) for name in batch.feature_names()}
         return TeacherRecord(
             sample_id=row["sample_id"],
             token_ids=batch.token_ids(),
@@ -188,11 +189,8 @@ class TeacherCache:
             logit_max=batch.moment("logit_max"),
             logit_mean=batch.moment("logit_mean"),
             logit_std=batch.moment("logit_std"),
-            features={
-                name: batch.float32(f"features/{name}")[0]
-                for name in batch.feature_names()
-                if batch.arrays[f"present/{name}"][0]
-            },
+            features={name: batch.feature(name)[0] for name in batch.feature_names() if held[name]},
+            focus={name: batch.focus(name)[0] for name in batch.focus_names() if held[name]},
             row={name: value for name, value in row.items() if name not in RESERVED_COLUMNS},
         )
 

@@ -45,7 +45,10 @@ class TeacherRecord:
     logit_std: NDArray[np.float32] | None = None
     """[T] population deviation of the logits over the vocabulary."""
     features: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """name -> [D] pooled features; a name is absent where the sample has none (no image, no "vision")."""
+    """name -> [D], or [P, D] at P places; a name is absent where the sample has none (no image, no "vision")."""
+    focus: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """name -> [J] the places of that feature which the teacher attends to most, first the most, where a cache lists
+    them."""
     row: Mapping[str, RowValue] = field(default_factory=dict)
     """Further columns of the sample's Parquet row."""
 
@@ -75,7 +78,10 @@ def joined(records: Sequence[TeacherRecord], name: str) -> NDArray[Any]:
 
 
 def _content_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
-    return _entry_problem(records, rules) or _number_problem(records, rules) or _feature_problem(records, rules)
+    for find in (_entry_problem, _number_problem, _feature_problem, _focus_problem):
+        if problem := find(records, rules):
+            return problem
+    return None
 
 
 def _shape_problem(record: TeacherRecord, rules: CacheRules) -> str | None:
@@ -154,14 +160,33 @@ def _number_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str 
 
 def _feature_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
     largest = FLOAT32_MAX if rules.token_rule.exact else FLOAT16_MAX
-    for name, size in rules.feature_sizes.items():
+    for name in rules.feature_sizes:
         features = [record.features[name] for record in records if name in record.features]
-        shapes = {feature.shape for feature in features}
-        if shapes - {(size,)}:
-            return f"feature {name!r} has shape {list(min(shapes - {(size,)}))}, expected [{size}]"
+        expected = rules.feature_shape(name)
+        others = {feature.shape for feature in features} - {expected}
+        if others:
+            return f"feature {name!r} has shape {list(min(others))}, expected {list(expected)}"
         if features and not np.abs(np.stack(features)).max() <= largest:  # a NaN is not smaller either
             return f"feature {name!r} holds a number that is not finite or beyond {largest}, expected finite numbers"
     unknown = {name for record in records for name in record.features} - set(rules.feature_sizes)
     if unknown:
         return f"feature {min(unknown)!r} is not one of the cache's: {', '.join(rules.feature_sizes) or 'none'}"
+    return None
+
+
+def _focus_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
+    for record in records:
+        expected = {name for name in record.features if rules.layout(name).num_focus}
+        for name in expected ^ set(record.focus):
+            given = "given" if name in record.focus else "missing"
+            listed = ", ".join(sorted(expected)) or "none"
+            return f"the places in focus of feature {name!r} are {given}, expected those of {listed}"
+        for name, places in record.focus.items():
+            layout = rules.layout(name)
+            inside = places.size == 0 or (places.min() >= 0 and places.max() < layout.num_places)
+            if places.shape != (layout.num_focus,) or len(set(places.tolist())) < places.size or not inside:
+                return (
+                    f"the places in focus of feature {name!r} are {places.tolist()}, expected {layout.num_focus} "
+                    f"different ones below {layout.num_places}"
+                )
     return None

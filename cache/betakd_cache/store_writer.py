@@ -32,6 +32,7 @@ from betakd_cache.journal import (
     read_journal,
     shard_name,
 )
+from betakd_cache.layout import ArraySpec, array_specs
 from betakd_cache.manifest import MANIFEST_NAME, Manifest, check_same, parse_manifest, read_manifest
 from betakd_cache.object_store import ObjectStore
 from betakd_cache.writer import CacheWriter
@@ -83,7 +84,7 @@ class StoreWriter(CacheWriter):
         if not all(content.complete for part, content in parts.items() if part[1] == self._part[1]):
             return False
         self._end_abandoned_parts(parts)
-        _fetch(self._store, self.path, {".parquet", "/features/", "/present/"})
+        _fetch(self._store, self.path, {".parquet", *(f"/{spec.name}/" for spec in self._sample_arrays())})
         complete_manifest(self.path, self._part)
         self._store.upload(self.path, [REJECTED_NAME, *(path.name for path in journal_paths(self.path))])
         self._remove_uncommitted()
@@ -94,6 +95,9 @@ class StoreWriter(CacheWriter):
         """Let go of the cache; pending records are lost unless `flush` came before."""
         super().close()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _sample_arrays(self) -> list[ArraySpec]:
+        return [spec for spec in array_specs(self._rules) if spec.axis == "sample"]
 
     def _is_complete(self) -> bool:
         return read_manifest(self._store.url).state == "complete"

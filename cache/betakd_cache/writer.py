@@ -22,23 +22,21 @@ from betakd_cache import files
 from betakd_cache.completion import REJECTED_NAME, clear_abandoned_parts, complete_manifest
 from betakd_cache.encode import encode_arrays, encode_rows
 from betakd_cache.errors import CacheError
+from betakd_cache.folder import check_place, remove_cache, remove_unused, stored_ids
 from betakd_cache.journal import (
-    JOURNAL_NAME,
     WHOLE,
     Journal,
     Part,
     ShardEntry,
     clear_uncommitted,
     journal_name,
-    journal_paths,
     read_journal,
     shard_name,
 )
-from betakd_cache.layout import CacheRules
+from betakd_cache.layout import CacheRules, FeatureDtype, FeatureLayout
 from betakd_cache.manifest import MANIFEST_NAME, Manifest, check_same, plain_identity, read_manifest
 from betakd_cache.object_store import is_url
 from betakd_cache.record import TeacherRecord, check_records
-from betakd_cache.rows import read_rows
 from betakd_cache.token_rule import TokenRule
 from betakd_cache.zarr_arrays import write_group
 
@@ -57,7 +55,9 @@ class CacheWriter:
     def __init__(self, path: Path, rules: CacheRules, part: Part, shard_samples: int, journal: Journal) -> None:
         """Use `open`."""
         self.path = self.location = path
-        self._rules, self._part, self._shard_samples, self._journal = rules, part, shard_samples, journal
+        self._rules, self._part, self._journal = rules, part, journal
+        self._shard_samples = min(shard_samples, rules.max_shard_samples)
+        self._made_folder = False
         self._num_shards = len(journal.content.shards)
         self._pending: dict[str, TeacherRecord] = {}
         self._pending_entries = 0
@@ -75,6 +75,25 @@ class CacheWriter:
         vocabulary_size: int,
         feature_sizes: Mapping[str, int],
         logit_moments: bool = True,
+        feature_layouts: Mapping[str, FeatureLayout] | None = None,
+        feature_dtype: FeatureDtype = "float16",
+        shard_samples: int = 1024,
+        overwrite: bool = False,
+        part: Part = WHOLE,
+    ) -> Self:
+        """What `open_with` gives for the rules that these arguments make."""
+        rules = CacheRules(
+            token_rule, vocabulary_size, dict(feature_sizes), logit_moments, dict(feature_layouts or {}), feature_dtype
+        )
+        return cls.open_with(path, identity, rules, shard_samples=shard_samples, overwrite=overwrite, part=part)
+
+    @classmethod
+    def open_with(
+        cls,
+        path: Path | str,
+        identity: Mapping[str, Any],
+        rules: CacheRules,
+        *,
         shard_samples: int = 1024,
         overwrite: bool = False,
         part: Part = WHOLE,
@@ -88,7 +107,6 @@ class CacheWriter:
             raise CacheError(
                 f"part is {part}, shard_samples {shard_samples}; give (i, n) with 0 <= i < n, and at least 1"
             )
-        rules = CacheRules(token_rule, vocabulary_size, dict(feature_sizes), logit_moments)
         wanted = Manifest(plain_identity(identity), rules)
         if is_url(path):
             from betakd_cache.store_writer import StoreWriter  # a CacheWriter itself
@@ -96,8 +114,9 @@ class CacheWriter:
             return cast(Self, StoreWriter.open_store(path, wanted, part, shard_samples, overwrite))
         path = Path(path)
         if overwrite:
-            _remove_cache(path, part)
-        _check_place(path, wanted)
+            remove_cache(path, part)
+        check_place(path, wanted)
+        is_new = not path.exists()
         files.make_directory(path)
         with contextlib.ExitStack() as on_failure:
             journal = Journal(path, part)
@@ -106,6 +125,7 @@ class CacheWriter:
             if not files.create_whole(path / MANIFEST_NAME, temporary, wanted.to_bytes()):
                 check_same(path, read_manifest(path), wanted)
             writer = cls(path, rules, part, shard_samples, journal)
+            writer._made_folder = is_new
             on_failure.pop_all()
         return writer
 
@@ -179,6 +199,8 @@ class CacheWriter:
         try:
             if kind is None:
                 self.flush()
+            elif self._made_folder:
+                remove_unused(self.path, self._part)
         finally:
             self.close()
 
@@ -241,17 +263,6 @@ class CacheWriter:
         return ShardEntry(name, rows.num_rows, len(arrays["token_ids"]), len(arrays["ids"]), written)
 
 
-def stored_ids(path: Path) -> set[str]:
-    """The ids of all samples that the journals of a cache list as stored or rejected."""
-    stored: set[str] = set()
-    for content in map(read_journal, journal_paths(path)):
-        if content.shards:
-            tables = [path / f"{entry.name}.parquet" for entry in content.shards]
-            stored.update(read_rows(tables, ["sample_id"])["sample_id"].to_pylist())
-        stored.update(content.rejected)
-    return stored
-
-
 @contextlib.contextmanager
 def _manifest_lock(path: Path) -> Iterator[None]:
     """Waits until no other part of the cache at `path` holds its manifest's state; a dead process gives up its lock."""
@@ -261,31 +272,3 @@ def _manifest_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _check_place(path: Path, wanted: Manifest) -> None:
-    """Nothing; raises CacheError unless `path` is free or holds a cache that `wanted` may resume."""
-    if (path / MANIFEST_NAME).exists():
-        check_same(path, read_manifest(path), wanted)
-    elif path.exists():
-        if not path.is_dir():
-            raise CacheError(f"{path} is a file, expected a folder for the cache; give another path")
-        for entry in path.iterdir():
-            if not entry.name.startswith(".tmp-") and not JOURNAL_NAME.fullmatch(entry.name):
-                raise CacheError(f"{path} holds {entry.name} and is not a cache; give a new or an empty folder")
-
-
-def _remove_cache(path: Path, part: Part) -> None:
-    """Delete the cache at `path`, if there is one and nobody writes it; anything else is left to `_check_place`."""
-    if part != WHOLE:
-        raise CacheError(f"part {part[0]} of {part[1]} cannot overwrite {path}; remove the cache, then start all parts")
-    if not (path / MANIFEST_NAME).exists():
-        return
-    read_manifest(path)  # what is not a cache is not overwritten either
-    with contextlib.ExitStack() as locks:
-        for journal in journal_paths(path):
-            try:
-                locks.callback(os.close, files.open_locked(journal))
-            except BlockingIOError as error:
-                raise CacheError(f"{path} is being written by another process; stop it before overwriting") from error
-        files.remove(path)

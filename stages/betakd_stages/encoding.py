@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from betakd_stages.data.sample import Sample, Turn
 from betakd_stages.errors import DataError, ModelError
@@ -52,6 +54,20 @@ class Encoder:
         self.config = config
         # Matching a cache and training both need the text of a sample; rendering and tokenising take a millisecond.
         self._encode_turns = functools.lru_cache(TEXTS_IN_MEMORY)(self._encode_conversation)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Encoder":
+        """The encoder of a model folder. Raises OSError or ValueError where a part is missing."""
+        return cls(
+            AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil"),
+            AutoConfig.from_pretrained(folder, local_files_only=True),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write to a model folder what `load` needs beside the model's own files."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     @property
     def vocabulary_size(self) -> int:

@@ -179,8 +179,7 @@ def _finish(out: Path, student: LoadedModel, objective: Objective, steps: int, m
     temporary = out / f".tmp-{MODEL_FOLDER}"
     shutil.rmtree(temporary, ignore_errors=True)
     student.model.save_pretrained(temporary)
-    student.encoder.tokenizer.save_pretrained(temporary)
-    student.encoder.image_processor.save_pretrained(temporary)
+    student.encoder.save(temporary)
     save_weights(objective, out / "weighting.safetensors")
     write_atomically(out / RESULT, json.dumps({"steps": steps, "metrics": metrics}, indent=2) + "\n")
     temporary.rename(out / MODEL_FOLDER)

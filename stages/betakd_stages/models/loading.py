@@ -2,16 +2,24 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from betakd_stages.encoding import Encoder, LlavaEncoder
-from betakd_stages.errors import ModelError
+from betakd_stages.errors import ModelError, UserError
+from betakd_stages.models.mobilevlm.encoder import MobileVlmEncoder
+from betakd_stages.models.mobilevlm.model import MobileVlmForConditionalGeneration
 
-ENCODERS: dict[str, type[Encoder]] = {"llava": LlavaEncoder}
+ENCODERS: dict[str, type[Encoder]] = {"llava": LlavaEncoder, "mobilevlm": MobileVlmEncoder}
+MODELS: dict[str, Any] = {"llava": AutoModelForImageTextToText, "mobilevlm": MobileVlmForConditionalGeneration}
+"""Both by the `model_type` of config.json."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -49,12 +57,11 @@ def load_encoder(path: str | Path) -> Encoder:
     if family not in ENCODERS:
         raise ModelError(f"{folder} is of model type {family!r}: supported are {', '.join(ENCODERS)}")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        image_processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        return ENCODERS[family].load(folder)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} lacks a tokenizer or an image processor ({_first_line(error)})") from None
-    return ENCODERS[family](tokenizer, image_processor, config)
 
 
 def load_model(path: str | Path, precision: str = "fp32") -> LoadedModel:
@@ -65,14 +72,35 @@ def load_model(path: str | Path, precision: str = "fp32") -> LoadedModel:
     encoder = load_encoder(path)
     folder = model_folder(path)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, local_files_only=True, dtype=PRECISIONS[precision], use_safetensors=True
+        model, report = MODELS[encoder.config.model_type].from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=PRECISIONS[precision],
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are reported below, in one line
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded ({_first_line(error)})") from None
+    _require_complete(folder, report)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)  # type: ignore[arg-type]  # a decorator of transformers hides the signature
+    model.to(device)
     return LoadedModel(model, encoder, folder)
+
+
+def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:
+    """Raises ModelError where weights were missing, too many or of another shape: transformers only warns."""
+    problems = {
+        "lacks": sorted(report["missing_keys"]),
+        "holds besides the model's": sorted(report["unexpected_keys"]),
+        "has of another shape": sorted(name for name, *_ in report["mismatched_keys"]),
+    }
+    for verb, names in problems.items():
+        if names:
+            raise ModelError(
+                f"the checkpoint in {folder} {verb} {len(names)} tensors, such as {names[0]}: "
+                "weights and config.json do not belong together"
+            )
 
 
 def weights_sha256(folder: Path) -> str:

@@ -19,13 +19,22 @@ COLUMNS: list[tuple[str, Callable[[ResultRow], float | None], int]] = [
 
 
 def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
-    """Print one line per method, in the order of the rows; a column that no method fills is left out."""
+    """Print one line per method, in the order of the rows; a column that no method fills is left out.
+
+    How many seeds there are is said once below the table, or per method where methods differ.
+    """
     methods = dict.fromkeys(row.method for row in rows)
     by_method = {method: [row for row in rows if row.method == method] for method in methods}
-    table = Table(box=box.SIMPLE)
+    num_seeds = [len(of_method) for of_method in by_method.values()]
+    # Narrow, so that the table of the demo fits 80 characters without folding a name.
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption_justify="left")
     table.add_column("method", overflow="fold")
-    columns = [[str(len(of_method)) for of_method in by_method.values()]]
-    table.add_column("seeds", justify="right")
+    columns: list[list[str]] = []
+    if len(set(num_seeds)) == 1:
+        table.caption = f"  mean ± standard deviation over {num_seeds[0]} seeds" if num_seeds[0] > 1 else None
+    else:
+        table.add_column("seeds", justify="right")
+        columns.append([str(number) for number in num_seeds])
     for title, figure, digits in COLUMNS:
         cells = [mean_and_deviation([figure(row) for row in of_method], digits) for of_method in by_method.values()]
         if any(cell != MISSING for cell in cells):

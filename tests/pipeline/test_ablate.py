@@ -267,7 +267,7 @@ def children(process_id: int) -> list[str]:
 
 def test_the_table_shows_mean_and_deviation_per_method(tmp_path: Path) -> None:
     rows = run(make_spec(tmp_path), tmp_path / "out").rows
-    console = Console(width=120, record=True, file=(tmp_path / "table.txt").open("w", encoding="utf-8"))
+    console = Console(width=80, record=True, file=(tmp_path / "table.txt").open("w", encoding="utf-8"))
     print_table(rows, console)
     console.file.close()
     (line,) = [line for line in console.export_text().splitlines() if "fixed-1" in line]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from betakd_stages.energies.base import Energy, fraction
 from betakd_stages.energies.partition import kl
+from betakd_stages.processes import sum_over_processes
 from betakd_stages.statistics import Needs, StudentStatistics
 from betakd_stages.targets import TeacherTargets
 
@@ -58,7 +59,8 @@ class Taid(Energy):
         return discrepancy + entropy
 
     def advance(self, progress: float) -> None:
-        """Raises t, after a step that saw energies."""
+        """Raises t, after a step in which some process saw energies."""
+        sum_over_processes(self.seen)
         if self.seen[1] == 0:
             return
         energy = self.seen[0] / self.seen[1]

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from betakd_stages.errors import ConfigError
+from betakd_stages.processes import sum_over_processes
 from betakd_stages.weightings.base import Weighting, WeightingOutput
 
 
 class ManualWeighting(Weighting):
     """beta_k = mean CE / mean energy_k over the first batches, before any update; the paper's "manual" baseline.
 
-    Until `remaining_batches` is 0 every call without gradients is a measurement, with betas of 1.
+    Until `remaining_batches` is 0 every call without gradients is a measurement, with betas of 1. Where several
+    processes train, each measures as many batches and all of them count.
     """
 
     def __init__(self, channels: Sequence[str], input_size: int, *, num_batches: int = 16, **settings: Any) -> None:
@@ -62,6 +64,7 @@ class ManualWeighting(Weighting):
 
     def _measure(self, cross_entropy: Tensor, energies: Tensor, present: Tensor) -> None:
         self.num_seen += 1
-        self.energy_sums += torch.stack([(energies * present).sum(dim=0), present.sum(dim=0)])
-        self.cross_entropy_sums[0] += cross_entropy.sum()
-        self.cross_entropy_sums[1] += len(cross_entropy)
+        of_energies = torch.stack([(energies * present).sum(dim=0), present.sum(dim=0)]).double()
+        of_cross_entropy = torch.stack([cross_entropy.sum(), cross_entropy.new_tensor(len(cross_entropy))]).double()
+        self.energy_sums += sum_over_processes(of_energies)
+        self.cross_entropy_sums += sum_over_processes(of_cross_entropy)

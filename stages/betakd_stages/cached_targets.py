@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from betakd_cache import CompactBatch, Manifest
-from betakd_cache.codec import gap_table
-from betakd_cache.layout import NUM_EXACT_RANKS
+from betakd_cache.codec import GROUP_SIZE, gap_table
+from betakd_cache.layout import NUM_EXACT_RANKS, focus_name
 from betakd_stages.targets import TeacherTargets
 
 
@@ -20,7 +20,7 @@ class CachedBatch:
     """What the cache holds about B samples with N supervised tokens."""
 
     targets: TeacherTargets
-    features: dict[str, Tensor]  # float32 [B, D]; 0 where absent
+    features: dict[str, Tensor]  # float32 [B, D] or [B, P, D], 0 where absent; NAME_focus int64 [B, J]
     present: dict[str, Tensor]  # bool [B]
 
 
@@ -56,11 +56,9 @@ def decode_batch(batch: CompactBatch, manifest: Manifest, device: torch.device) 
         sample_index=torch.repeat_interleave(torch.arange(num_samples, device=device), token_counts),
         num_samples=num_samples,
     )
-    return CachedBatch(
-        targets,
-        {name: arrays[f"features/{name}"].float() for name in names},
-        {name: arrays[f"present/{name}"].bool() for name in names},
-    )
+    features = {name: _feature(arrays, name) for name in names}
+    features |= {focus_name(name): arrays[focus_name(name)].long() for name in batch.focus_names()}
+    return CachedBatch(targets, features, {name: arrays[f"present/{name}"].bool() for name in names})
 
 
 def labels_only(gold_ids: Tensor, sample_index: Tensor, num_samples: int, vocabulary_size: int) -> TeacherTargets:
@@ -108,6 +106,15 @@ def _restore_exact_ranks(gaps: Tensor, kept: Tensor, arrays: Mapping[str, Tensor
     num_ranks = min(NUM_EXACT_RANKS, gaps.shape[1] - 1)
     ranks = slice(1, 1 + num_ranks)
     gaps[:, ranks] = torch.where(kept[:, ranks], top[:, :num_ranks], gaps[:, ranks])
+
+
+def _feature(arrays: Mapping[str, Tensor], name: str) -> Tensor:
+    """A feature in float32; one in int8 is its codes times the scales of their groups."""
+    stored = arrays[f"features/{name}"].float()
+    if f"scales/{name}" not in arrays:
+        return stored
+    scales = arrays[f"scales/{name}"].float().repeat_interleave(GROUP_SIZE, dim=-1)
+    return stored * scales[..., : stored.shape[-1]]
 
 
 def _table(dtype: Any, device: torch.device) -> Tensor:

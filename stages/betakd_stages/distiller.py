@@ -30,10 +30,12 @@ class Distiller(nn.Module):
         self.objective = objective
         self._vocabulary_size = vocabulary_size
         self._manifest = manifest
+        rules = manifest.rules if manifest else None
+        self._layouts = {name: rules.layout(name) for name in rules.feature_sizes} if rules else {}
 
     def forward(self, batch: dict[str, Any]) -> ObjectiveOutput:
         """The objective of a batch made by `dataset.make_collator`."""
-        rows = answer_rows(self.student, batch)
+        rows = answer_rows(self.student, batch, self._layouts)
         cached = self._cached(batch, rows)
         head = self.student.get_output_embeddings()
         return self.objective(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from betakd_stages.errors import ConfigError, MismatchError
+from betakd_stages.feature_layouts import POOLED, TOKENS, grid_cells
 
 SIDES = ("student", "teacher")
 
@@ -32,20 +33,27 @@ def arrange(tokens: Tensor, layout: str) -> Tensor:
 
     Raises ConfigError for an unknown layout, and for a grid of tokens that do not form a square.
     """
-    if layout == "pooled":
+    if layout == POOLED:
         return tokens.mean(dim=1)
-    if layout == "tokens":
+    if layout == TOKENS:
         return tokens
-    kind, _, size = layout.partition(":")
-    rows, _, columns = size.partition("x")
-    if kind != "grid" or not (rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
-        raise ConfigError(f"unknown feature layout {layout!r}: choose pooled, tokens, or a grid such as grid:4x4")
+    rows, columns = grid_cells(layout)
     side = round(tokens.shape[1] ** 0.5)
     if side * side != tokens.shape[1]:
         raise ConfigError(f"layout {layout!r} needs a square of visual tokens, found {tokens.shape[1]}: choose tokens")
     image = tokens.transpose(1, 2).unflatten(2, (side, side))
-    cells = nn.functional.adaptive_avg_pool2d(image, (int(rows), int(columns)))
+    cells = nn.functional.adaptive_avg_pool2d(image, (rows, columns))
     return cells.flatten(2).transpose(1, 2)
+
+
+def require_places(num_teacher_places: int, layout: str, num_student_tokens: int) -> None:
+    """Nothing; raises MismatchError where a student of so many visual tokens has no feature of the cache's layout."""
+    num_student_places = arrange(torch.zeros(1, num_student_tokens, 1), layout).shape[1]
+    if layout == TOKENS and num_student_places != num_teacher_places:
+        raise MismatchError(
+            f"the cache holds vision at {num_teacher_places} visual tokens, the student has {num_student_tokens}: "
+            "cache a grid, which every student has (--features vision:grid:4x4,prompt), or leave the feature out"
+        )
 
 
 class FeatureChannel(nn.Module):

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from betakd_stages.feature_layouts import parse_feature
+
 
 class Settings(BaseModel):
     """Base of every group of settings."""
@@ -146,6 +148,18 @@ class CacheTeacherSettings(Settings):
     top_p_temperature: float = Field(default=1.0, gt=0)
     temperatures: tuple[float, ...] = Field(default=(1.0, 2.0), description="of the tail's statistics; 1 among them")
     exact: bool = Field(default=False, description="fp32 and no limit on top_k, for tests and small studies")
+    features: tuple[str, ...] = Field(
+        default=("vision", "prompt"),
+        description="vision (pooled), vision:grid:4x4 (cells of the image) or vision:tokens (all), and prompt",
+    )
+    feature_dtype: Literal["float16", "int8"] = Field(
+        default="float16", description="int8: half the size, in groups of 64 with one scale each"
+    )
+    vision_focus: int = Field(
+        default=0,
+        ge=0,
+        description="visual tokens noted per sample that the teacher attends to most; Align-KD's are 16; 0: none",
+    )
     max_rejected: int = Field(default=0, ge=0, description="samples that may fail (bad image, NaN) before stopping")
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -156,6 +170,26 @@ class CacheTeacherSettings(Settings):
         if 1.0 not in value:
             raise ValueError(f"found {', '.join(map(str, value)) or 'none'}, expected 1 among them")
         return value
+
+    @field_validator("features")
+    @classmethod
+    def _known_features(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Each at most once, whatever its layout."""
+        names = [parse_feature(text)[0] for text in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"found {', '.join(value)}, expected each feature once")
+        return value
+
+    @model_validator(mode="after")
+    def _what_fits_the_features(self) -> "CacheTeacherSettings":
+        if self.vision_focus and "vision:tokens" not in self.features:
+            raise ValueError(
+                f"vision_focus is {self.vision_focus}, but the cache holds {', '.join(self.features) or 'no feature'}: "
+                "places in focus need every visual token (--features vision:tokens,prompt), or none"
+            )
+        if self.exact and self.feature_dtype != "float16":
+            raise ValueError("exact stores features in fp32: leave feature_dtype out")
+        return self
 
 
 class EvaluateSettings(Settings):

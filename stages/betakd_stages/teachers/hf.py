@@ -4,15 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
-from betakd_cache import TeacherRecord, TokenRule
+from betakd_cache import FeatureLayout, TeacherRecord, TokenRule
 from betakd_stages.encoding import EncodedSample
+from betakd_stages.errors import ConfigError
+from betakd_stages.feature_layouts import POOLED, parse_feature
+from betakd_stages.features import arrange
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.models.loading import LoadedModel, weights_sha256
 from betakd_stages.targets import TeacherTargets
+from betakd_stages.teachers.focus import first_layer_attention, visual_focus
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +31,44 @@ class Scored:
 class HuggingFaceTeacher:
     """Scores samples with a model of transformers on one device."""
 
-    def __init__(self, loaded: LoadedModel, token_rule: TokenRule) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        token_rule: TokenRule,
+        features: Sequence[str] = ("vision", "prompt"),
+        vision_focus: int = 0,
+    ) -> None:
+        """`features` as in `feature_layouts`; `vision_focus` visual tokens of each sample are noted, see `focus`.
+
+        Raises ConfigError for a layout that the teacher's images do not have.
+        """
         self._loaded = loaded
         self._model = loaded.model.eval().requires_grad_(False)
         self._token_rule = token_rule
+        self._vision_focus = vision_focus
+        if vision_focus:
+            self._model.set_attn_implementation("eager")  # no other one hands out its weights
+        named = dict(map(parse_feature, features))
         hidden_size = loaded.model.config.get_text_config().hidden_size
         self.vocabulary_size = loaded.encoder.vocabulary_size
-        self.feature_sizes = {"vision": hidden_size, "prompt": hidden_size}
+        self.feature_sizes = dict.fromkeys(named, hidden_size)
+        self._layouts = {name: self._layout(layout) for name, layout in named.items()}
+
+    @property
+    def feature_layouts(self) -> dict[str, FeatureLayout]:
+        """The layouts of the features that are not pooled, by name."""
+        return {name: layout for name, layout in self._layouts.items() if not layout.is_pooled}
+
+    def _layout(self, layout: str) -> FeatureLayout:
+        if layout == POOLED:
+            return FeatureLayout()
+        num_tokens = self._loaded.encoder.num_image_tokens
+        if self._vision_focus > num_tokens:
+            raise ConfigError(
+                f"vision_focus is {self._vision_focus}, but an image is {num_tokens} visual tokens of this teacher: "
+                "choose at most as many"
+            )
+        return FeatureLayout(layout, arrange(torch.zeros(1, num_tokens, 1), layout).shape[1], self._vision_focus)
 
     def identity(self) -> dict[str, Any]:
         """What the cache must remember: the teacher's weights and how they were run, and its encoder's identity."""
@@ -52,7 +88,7 @@ class HuggingFaceTeacher:
     def score(self, encoded: Sequence[EncodedSample]) -> Scored:
         """The records of a batch; a sample with a NaN or infinite logit is rejected, the others are not harmed."""
         batch = {name: value.to(self._model.device) for name, value in self._loaded.encoder.collate(encoded).items()}
-        rows = answer_rows(self._model, batch)
+        rows, focus = self._rows(batch)
         # Rows of the head beyond the tokenizer's real size are padding: nobody may give them probability.
         logits = self._model.get_output_embeddings()(rows.hidden)[:, : self.vocabulary_size].float()
         finite = logits.isfinite().all(dim=1)
@@ -69,14 +105,26 @@ class HuggingFaceTeacher:
             sample_index=rows.sample_index,
             num_samples=len(encoded),
         )
-        records = _records(targets, rows, encoded)
+        records = _records(targets, rows, focus, encoded)
         return Scored(
             [record for index, record in enumerate(records) if index not in bad],
             {encoded[index].sample_id: "the teacher's logits hold NaN or infinity" for index in sorted(bad)},
         )
 
+    def _rows(self, batch: dict[str, Tensor]) -> tuple[AnswerRows, list[list[int]]]:
+        """The answer rows of a batch, and the places in focus of each sample; none of one without an image."""
+        if not self._vision_focus:
+            return answer_rows(self._model, batch, self._layouts), [[] for _ in batch["labels"]]
+        with first_layer_attention(self._model) as captured:
+            rows = answer_rows(self._model, batch, self._layouts)
+        image_token_id = self._loaded.model.config.image_token_id
+        found = iter(visual_focus(captured[0], batch, image_token_id, self._vision_focus).tolist())
+        return rows, [next(found) if has_image else [] for has_image in batch["has_image"].tolist()]
 
-def _records(targets: TeacherTargets, rows: AnswerRows, encoded: Sequence[EncodedSample]) -> list[TeacherRecord]:
+
+def _records(
+    targets: TeacherTargets, rows: AnswerRows, focus: Sequence[list[int]], encoded: Sequence[EncodedSample]
+) -> list[TeacherRecord]:
     """One record per sample of the batch, cut out of the batch's flat columns."""
     tokens = torch.bincount(targets.sample_index, minlength=len(encoded)).tolist()
     entries = torch.zeros(len(encoded), dtype=torch.int64, device=targets.ids.device)
@@ -105,6 +153,7 @@ def _records(targets: TeacherTargets, rows: AnswerRows, encoded: Sequence[Encode
         TeacherRecord(
             sample_id=sample.sample_id,
             features={name: values[index] for name, values in features.items() if present[name][index]},
+            focus={"vision": np.array(focus[index])} if focus[index] else {},
             row={"image_sha256": sample.image_sha256},
             **{name: parts[index] for name, parts in columns.items()},
         )

@@ -15,7 +15,7 @@ from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, SampleSet
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import DataError
-from betakd_stages.models.loading import load_model
+from betakd_stages.models.loading import LoadedModel, load_model
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
 from betakd_stages.teachers.hf import HuggingFaceTeacher, Scored
@@ -50,7 +50,7 @@ def cache_teacher(
     """
     samples = load_samples(settings.data)
     loaded = load_model(settings.teacher, settings.precision)
-    teacher = HuggingFaceTeacher(loaded, token_rule(settings))
+    teacher = make_teacher(settings, loaded)
     with open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer:
         wanted = samples[: settings.limit][part[0] :: part[1]]
         stored = writer.stored
@@ -84,6 +84,11 @@ def token_rule(settings: CacheTeacherSettings) -> TokenRule:
     )
 
 
+def make_teacher(settings: CacheTeacherSettings, loaded: LoadedModel) -> HuggingFaceTeacher:
+    """The teacher with the rule and the features of these settings."""
+    return HuggingFaceTeacher(loaded, token_rule(settings), settings.features, settings.vision_focus)
+
+
 def open_writer(
     settings: CacheTeacherSettings,
     out: Path | str,
@@ -100,6 +105,8 @@ def open_writer(
         token_rule=token_rule(settings),
         vocabulary_size=teacher.vocabulary_size,
         feature_sizes=teacher.feature_sizes,
+        feature_layouts=teacher.feature_layouts,
+        feature_dtype=settings.feature_dtype,
         shard_samples=settings.shard_samples,
         overwrite=overwrite,
         part=part,

@@ -14,19 +14,18 @@ import torch
 
 from betakd_cache import TeacherCache, open_cache
 from betakd_cache.journal import journal_paths, read_journal
-from betakd_stages.caching import open_writer, score_all, token_rule
+from betakd_stages.caching import make_teacher, open_writer, score_all
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.loading import load_model
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
-from betakd_stages.teachers.hf import HuggingFaceTeacher
 
 GROUPS = {
     "entries": ("ids", "ids_high", "gap", "gap_top", "tok_n", "entry_ptr"),
     "tail": ("tail_lse", "tail_energy"),
     "moments": ("logit_max", "logit_mean", "logit_std"),
-    "features": ("features", "present"),
+    "features": ("features", "scales", "present", "vision_focus"),
     "tokens": ("token_ids", "token_ids_high", "gold_gap", "sample_ptr"),
 }
 """The arrays of a shard by what they are for; beside them stand `rows` (Parquet) and `metadata` (Zarr)."""
@@ -66,7 +65,7 @@ def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: 
     places = np.linspace(0, len(wanted) - 1, min(num_scored, len(wanted))).round().astype(int)
     chosen = [wanted[place] for place in places.tolist()]
     loaded = load_model(settings.teacher, settings.precision)
-    teacher = HuggingFaceTeacher(loaded, token_rule(settings))
+    teacher = make_teacher(settings, loaded)
     teacher.score([loaded.encoder.encode(chosen[0])])  # the first call prepares kernels and memory
     progress.start("teacher", total=len(chosen))
     with tempfile.TemporaryDirectory() as folder:
@@ -83,14 +82,15 @@ def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: 
 def _extrapolate(cache: TeacherCache, settings: CacheTeacherSettings, num_samples: int, seconds: float) -> Estimate:
     """The estimate for `num_samples`, of a cache of some of them that took `seconds`."""
     num_scored = len(cache)
-    num_shards = math.ceil(num_samples / settings.shard_samples)
+    shard_samples = min(settings.shard_samples, cache.manifest.rules.max_shard_samples)
+    num_shards = math.ceil(num_samples / shard_samples)
     sizes = _bytes_by_group(cache)
     num_shards_scored = len(cache.shard_ranges())
     per_sample = {name: size / num_scored for name, size in sizes.items() if name != "metadata"}
     per_sample["metadata"] = sizes["metadata"] / num_shards_scored * num_shards / num_samples
     tokens = cache.manifest.counts.num_tokens / num_scored
     whole = sum(per_sample.values())
-    pending_bytes = _record_bytes(cache) / num_scored * min(settings.shard_samples, num_samples)
+    pending_bytes = _record_bytes(cache) / num_scored * min(shard_samples, num_samples)
     on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return Estimate(
         num_scored=num_scored,

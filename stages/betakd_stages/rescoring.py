@@ -92,7 +92,10 @@ def rescore(
     dtype = str(cache.manifest.identity.get("teacher", {}).get("dtype"))
     precision = next((name for name, kind in PRECISIONS.items() if str(kind) == f"torch.{dtype}"), "fp32")
     loaded = load_model(teacher, precision)
-    changed = _check_teacher(cache, teacher, HuggingFaceTeacher(loaded, cache.manifest.token_rule).identity())
+    rules = cache.manifest.rules
+    # Places in focus need an attention of their own, which the teacher is run with again.
+    again = HuggingFaceTeacher(loaded, rules.token_rule, vision_focus=rules.layout("vision").num_focus)
+    changed = _check_teacher(cache, teacher, again.identity())
     matched = match_cache(cache, _drawn(cache, data, num_samples, seed), loaded.encoder, on_mismatch="stop")
     encoded = EncodedSamples(matched.samples, loaded.encoder, matched.image_sha256)
     allowed = NOISE_NATS[dtype] if tolerance is None else tolerance

@@ -71,7 +71,8 @@ class WeightingSettings(Settings):
         description="fixed, manual (measured first), task (learned scalars), instance (a network), gradnorm, pcgrad",
     )
     inputs: tuple[str, ...] | None = Field(
-        default=None, description="what instance weighting sees: cached features, teacher_entropy, margin, ..."
+        default=None,
+        description="what instance weighting sees: cached features, teacher_entropy, margin, gold_probability, ...",
     )
     learning_rate: float = Field(default=0.05, gt=0, description="absolute learning rate of learned weights")
     options: dict[str, Any] = Field(default={}, description="settings of that weighting, e.g. {beta: 3.0} for fixed")
@@ -116,6 +117,12 @@ class DistillSettings(Settings):
 
     student: str = Field(description="folder of the student, as saved by save_pretrained")
     cache: str | None = Field(default=None, description="folder of the teacher cache; none: labels only, no energies")
+    staging: str | None = Field(
+        default=None, description="folder for shards of a cache in an object store; default: the user's cache folder"
+    )
+    staging_limit_gb: float | None = Field(
+        default=None, gt=0, description="GB of shards kept there, all caches together; default: 68.7 (64 GiB)"
+    )
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
     validation: str | None = Field(default=None, description="data specification for validation after training")
     on_mismatch: Literal["stop", "drop"] = Field(

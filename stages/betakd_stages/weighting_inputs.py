@@ -12,6 +12,7 @@ from betakd_stages.targets import TeacherTargets
 SCALARS: dict[str, Callable[[TeacherTargets], Tensor]] = {
     "teacher_entropy": lambda targets: targets.entropy(),
     "gold_log_probability": lambda targets: targets.gold_log_probability(),
+    "gold_probability": lambda targets: targets.gold_log_probability().exp(),
     "margin": lambda targets: targets.margin(),
 }
 """Per token `[N]`, averaged over the sample; of order one as they are, so not standardised."""

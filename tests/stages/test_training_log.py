@@ -1,10 +1,16 @@
 """The rows of metrics.jsonl: what is averaged over what, and the sign of a collapse."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tests.world import World
 
-from betakd_stages.training_log import collapsing, correlation, summarise
+from betakd_stages.progress import SilentProgress
+from betakd_stages.settings import DistillSettings
+from betakd_stages.training import distill
+from betakd_stages.training_log import METRICS, collapsing, correlation, read_rows, summarise
 
 
 def batch(
@@ -62,3 +68,24 @@ def test_a_collapse_is_a_weight_that_doubles_where_the_teacher_knows_least(
     beta: float, slope: float | None, expected: list[str]
 ) -> None:
     assert collapsing({"beta/fkl": 1.0}, {"beta/fkl": beta, "entropy_correlation/fkl": slope}, ["fkl"]) == expected
+
+
+def test_a_run_with_weights_of_single_labels_logs_how_far_they_spread(world: World, tmp_path: Path) -> None:
+    settings = {
+        "student": str(world.student),
+        "cache": str(world.cache),
+        "data": world.data,
+        "weighting": {
+            "name": "instance",
+            "inputs": ["gold_probability"],
+            "learning_rate": 0.05,
+            "options": {"learn_cross_entropy": True},
+        },
+        "training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 1, "num_threads": 1},
+    }
+    distill(DistillSettings.model_validate(settings), tmp_path / "run", progress=SilentProgress())
+    first, *_, last = read_rows(tmp_path / "run" / METRICS)
+    # The network's last layer starts at zero: all labels weigh the same before the first step.
+    assert first["cross_entropy_weight/q10"] == first["cross_entropy_weight/q90"] == pytest.approx(1.0)
+    assert last["cross_entropy_weight/q10"] < last["cross_entropy_weight"] < last["cross_entropy_weight/q90"]
+    assert 0 < last["student_entropy"] < 10

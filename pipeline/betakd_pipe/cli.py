@@ -11,7 +11,18 @@ import typer
 
 from betakd_pipe import __version__
 from betakd_pipe.cli_cache import cache_app
-from betakd_pipe.cli_options import Config, Debug, Set, comma_separated, examples, part_of_work
+from betakd_pipe.cli_options import (
+    Config,
+    Debug,
+    FeatureDtype,
+    Features,
+    Set,
+    VisionFocus,
+    comma_separated,
+    examples,
+    feature_flags,
+    part_of_work,
+)
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -68,6 +79,8 @@ def betakd_pipe(
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --limit 100 --temperatures 0.5,1,2",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --part 0/2  (beside 1/2)",
+        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --features vision:grid:4x4",
+        "betakd-pipe cache-teacher --config cache.yaml --out cache --features vision:tokens,prompt --vision-focus 16",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
     ),
 )
@@ -79,6 +92,9 @@ def cache_teacher(
     top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
     temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
+    features: Features = None,
+    feature_dtype: FeatureDtype = None,
+    vision_focus: VisionFocus = None,
     part: Annotated[str, typer.Option(metavar="I/N", help="One of N processes that fill a cache together.")] = "0/1",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the folder first.")] = False,
     config: Config = None,
@@ -96,6 +112,7 @@ def cache_teacher(
 
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
+    flags |= feature_flags(features, feature_dtype, vision_focus)
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
     piece = part_of_work(part)
     summary = stage_runs.cache_teacher(settings, out, part=piece, overwrite=overwrite, progress=terminal_progress())
@@ -116,6 +133,7 @@ def cache_teacher(
         "betakd-pipe distill --config recipe.yaml --out run --energy fkl --energy cosine_probs --weighting instance",
         "betakd-pipe distill --config recipe.yaml --out run --weighting fixed --set weighting.options.beta=3",
         "betakd-pipe distill --config recipe.yaml --out run --energy ce  (labels only)",
+        "betakd-pipe distill --config recipe.yaml --out run --cache s3://bucket/cache --staging /scratch/shards",
     )
 )
 def distill(
@@ -129,6 +147,8 @@ def distill(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     cross_entropy_weight: Annotated[float | None, typer.Option(help="Weight of the labels.")] = None,
     on_mismatch: Annotated[str | None, typer.Option(help="Samples that differ from the cache's: stop or drop.")] = None,
+    staging: Annotated[str | None, typer.Option(help="Folder for shards of a cache in an object store.")] = None,
+    staging_limit: Annotated[float | None, typer.Option(metavar="GB", help="The most kept there.")] = None,
     config: Config = None,
     set_: Set = None,
     debug: Debug = False,
@@ -147,7 +167,7 @@ def distill(
     flags["objective.features"] = feature
     flags["objective.cross_entropy_weight"] = cross_entropy_weight
     flags["weighting.name"] = weighting
-    flags["on_mismatch"] = on_mismatch
+    flags |= {"on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
     settings = load_settings(DistillSettings, config, flags, set_ or ())
     if stage_runs.distillation_is_finished(settings, out):
         print(f"{out}: already finished; nothing to do")

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from betakd_pipe.cli_options import Config, Debug, Set, comma_separated, examples
+from betakd_pipe.cli_options import (
+    Config,
+    Debug,
+    FeatureDtype,
+    Features,
+    Set,
+    VisionFocus,
+    comma_separated,
+    examples,
+    feature_flags,
+)
 from betakd_stages.errors import ConfigError
 
 BAR_WIDTH = 40
@@ -101,6 +111,7 @@ def verify(
     epilog=examples(
         "betakd-pipe cache estimate --teacher teacher --data digits:transfer",
         "betakd-pipe cache estimate --config cache.yaml --top-k 16 --samples 100",
+        "betakd-pipe cache estimate --config cache.yaml --features vision:tokens,prompt --feature-dtype int8",
     )
 )
 def estimate(
@@ -111,6 +122,9 @@ def estimate(
     top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
     temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
+    features: Features = None,
+    feature_dtype: FeatureDtype = None,
+    vision_focus: VisionFocus = None,
     config: Config = None,
     set_: Set = None,
     as_json: Json = False,
@@ -124,6 +138,7 @@ def estimate(
 
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
+    flags |= feature_flags(features, feature_dtype, vision_focus)
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
     found = estimate_cost(settings, num_scored=samples, progress=terminal_progress())
     _show(found.to_json(), as_json)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +13,20 @@ Number = TypeVar("Number", int, float)
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags and --set win over it.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeat for more.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+Features = Annotated[
+    str | None, typer.Option(help="Comma-separated: vision, vision:grid:4x4 or vision:tokens; prompt.")
+]
+FeatureDtype = Annotated[str | None, typer.Option(help="float16, or int8 in groups of 64, half the size.")]
+VisionFocus = Annotated[
+    int | None, typer.Option(help="Visual tokens noted per sample that the teacher attends to most; for Align-KD 16.")
+]
+
+
+def feature_flags(features: str | None, feature_dtype: str | None, vision_focus: int | None) -> dict[str, Any]:
+    """The settings of these three options, None where one was not given; no feature at all for an empty text."""
+    named = None if features is None else [name for name in features.split(",") if name]
+    return {"features": named, "feature_dtype": feature_dtype, "vision_focus": vision_focus}
 
 
 def examples(*lines: str) -> str:

@@ -14,13 +14,14 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from betakd_cache import Manifest, TeacherCache, open_cache
+from betakd_cache.staging import LIMIT_BYTES
 from betakd_stages.data import load_samples
 from betakd_stages.dataset import EncodedSamples, make_collator, shuffled_within_lengths
 from betakd_stages.distiller import Distiller, freeze, save_weights
 from betakd_stages.evaluation.benchmarks import exact_match
 from betakd_stages.evaluation.generation import greedy_answers
 from betakd_stages.evaluation.metrics import percent
-from betakd_stages.features import FeatureStatistics
+from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.files import write_atomically
 from betakd_stages.matching import MatchedSamples, match_cache
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
@@ -56,7 +57,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
         torch.set_num_threads(settings.training.num_threads)
     set_seed(settings.seed)
     samples = load_samples(settings.data)
-    cache = open_cache(settings.cache) if settings.cache else None
+    cache = _open_cache(settings) if settings.cache else None
     if cache is None:
         matched = MatchedSamples(samples, torch.arange(len(samples)).numpy(), [], 0)
     else:
@@ -78,11 +79,20 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     return DistillSummary(steps, metrics, already_finished=False)
 
 
+def _open_cache(settings: DistillSettings) -> TeacherCache:
+    limit_gb = settings.staging_limit_gb
+    limit_bytes = LIMIT_BYTES if limit_gb is None else round(limit_gb * 1e9)
+    return open_cache(str(settings.cache), staging=settings.staging, staging_limit_bytes=limit_bytes)
+
+
 def _build_objective(settings: DistillSettings, student: LoadedModel, manifest: Manifest | None) -> Objective:
     teacher_features = {
         name: FeatureStatistics(torch.from_numpy(held.mean).float(), torch.from_numpy(held.deviation).float())
         for name, held in (manifest.feature_statistics if manifest else {}).items()
     }
+    if manifest and any(feature.name == "vision" for feature in settings.objective.features):
+        layout = manifest.rules.layout("vision")
+        require_places(layout.num_places, layout.name, student.encoder.num_image_tokens)
     hidden_size = student.model.config.get_text_config().hidden_size
     return build_objective(
         energies=[(energy.name, energy.options) for energy in settings.objective.energies],

@@ -5,6 +5,7 @@ fits into memory; beyond that, a map reads page by page on demand, where announc
 """
 
 import functools
+import operator
 import os
 import resource
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,8 @@ from betakd_cache.zarr_arrays import CRC_BYTES, chunk_name
 MAX_OPEN_FILES = 65_536
 MAX_OPEN_SHARDS = 2048  # about 17 maps each; Linux allows a process 65,530
 
-Ranges = NDArray[np.int64]
-"""`[B, 2]`: where the rows of each sample start and stop."""
+Ranges = tuple[list[int], list[int]]
+"""Where the rows of each of B samples start, and where they stop."""
 Buffer = bytes | memoryview
 
 
@@ -48,7 +49,11 @@ class MappedAccess:
         self, cache_path: Path, shards: Sequence[ShardEntry], specs: Mapping[str, ArraySpec], hold: Hold
     ) -> None:
         self._cache_path, self._shards, self._specs, self._hold = cache_path, shards, specs, hold
-        self._columns = [(spec.name, spec.axis, spec.row_bytes) for spec in specs.values() if spec.axis != "boundary"]
+        self._columns = [
+            (spec.name, operator.itemgetter(spec.name), spec.axis, spec.row_bytes)
+            for spec in specs.values()
+            if spec.axis != "boundary"
+        ]
         self._shard = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
 
     def pointers(self, number: int) -> tuple[memoryview, memoryview]:
@@ -56,15 +61,16 @@ class MappedAccess:
         return shard.sample_ptr, shard.entry_ptr
 
     def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
-        # Slices of bytes cost half of what slices of arrays do, and arrays with rows of one size share them.
+        # Slices of bytes cost half of what slices of arrays do, arrays with rows of one size share them, and `map`
+        # cuts them out in half the time of a comprehension: this line is most of what reading costs.
         slices = {
-            (axis, size): list(map(slice, *(ranges[axis].T * size).tolist()))
-            for axis, size in dict.fromkeys((axis, size) for _, axis, size in self._columns)
+            (axis, size): [slice(start * size, stop * size) for start, stop in zip(*ranges[axis], strict=True)]
+            for axis, size in dict.fromkeys((axis, size) for _, _, axis, size in self._columns)
         }
         shards = [self._shard(number).content for number in numbers]
         return {
-            name: [shard[name][rows] for shard, rows in zip(shards, slices[axis, size], strict=True)]
-            for name, axis, size in self._columns
+            name: list(map(operator.getitem, map(array_of, shards), slices[axis, size]))
+            for name, array_of, axis, size in self._columns
         }
 
     def _map_shard(self, number: int) -> "_MappedShard":
@@ -99,13 +105,13 @@ class PositionedAccess:
     def read(self, numbers: Sequence[int], ranges: Mapping[Axis, Ranges]) -> dict[str, list[Buffer]]:
         specs = [spec for spec in self._specs.values() if spec.axis in ranges]
         for spec in specs:
-            for number, (start, stop) in zip(numbers, ranges[spec.axis].tolist(), strict=True):
+            for number, start, stop in zip(numbers, *ranges[spec.axis], strict=True):
                 offset, size = start * spec.row_bytes, (stop - start) * spec.row_bytes
                 os.posix_fadvise(self._file(number, spec.name).number, offset, size, os.POSIX_FADV_WILLNEED)
         return {
             spec.name: [
                 self._read(number, spec, start, stop)
-                for number, (start, stop) in zip(numbers, ranges[spec.axis].tolist(), strict=True)
+                for number, start, stop in zip(numbers, *ranges[spec.axis], strict=True)
             ]
             for spec in specs
         }

@@ -1,7 +1,8 @@
 """Reading a cache: any samples in any order, at the speed of memory."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from betakd_cache.object_store import is_url
 from betakd_cache.record import TeacherRecord
 from betakd_cache.rows import read_rows
 from betakd_cache.staging import LIMIT_BYTES, Hold, StagedCache, hold_nothing, stage
+
+BOUNDED: tuple[tuple[Axis, Callable[[Any], Any]], ...] = (
+    ("token", operator.itemgetter(0)),
+    ("entry", operator.itemgetter(1)),
+)
+"""Axes along which samples differ in length, with the place of their boundaries in `Access.pointers`."""
 
 
 def open_cache(
@@ -151,18 +158,14 @@ class TeacherCache:
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"indices reach from {wanted.min()} to {wanted.max()}, the cache has {len(self)} samples")
         numbers = np.searchsorted(self._bounds, wanted, side="right") - 1
-        places = wanted - self._bounds[numbers]
+        places = (wanted - self._bounds[numbers]).tolist()
+        ends = [place + 1 for place in places]
         shards = numbers.tolist()
-        tokens, entries = [], []
-        for number, place in zip(shards, places.tolist(), strict=True):
-            sample_ptr, entry_ptr = self._access.pointers(number)
-            tokens.append((sample_ptr[place], sample_ptr[place + 1]))
-            entries.append((entry_ptr[place], entry_ptr[place + 1]))
-        ranges: dict[Axis, Ranges] = {
-            "sample": np.stack([places, places + 1], axis=1),
-            "token": np.array(tokens, np.int64).reshape(-1, 2),
-            "entry": np.array(entries, np.int64).reshape(-1, 2),
-        }
+        ranges: dict[Axis, Ranges] = {"sample": (places, ends)}
+        pointers = [self._access.pointers(number) for number in shards]
+        for axis, of_axis in BOUNDED:
+            tables = list(map(of_axis, pointers))
+            ranges[axis] = (list(map(operator.getitem, tables, places)), list(map(operator.getitem, tables, ends)))
         pieces = self._access.read(shards, ranges)
         arrays = {}
         for name, parts in pieces.items():
@@ -210,4 +213,4 @@ class TeacherCache:
 
 def _pointers(ranges: Ranges) -> NDArray[np.int64]:
     """The running sum `[B + 1]` of the lengths of ranges."""
-    return np.concatenate(([0], np.cumsum(ranges[:, 1] - ranges[:, 0])))
+    return np.cumsum([0, *map(operator.sub, ranges[1], ranges[0])])

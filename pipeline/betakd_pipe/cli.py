@@ -240,18 +240,27 @@ def ablate(
     return EXIT_FAILED if result.failures else 0
 
 
-@app.command(epilog=examples("betakd-pipe demo", "betakd-pipe demo --out demo --seeds 0 --quick"))
+@app.command(
+    epilog=examples(
+        "betakd-pipe demo",
+        "betakd-pipe demo --out demo --seeds 0 --quick",
+        "betakd-pipe demo --energy rkl --weighting instance  (one more row in the table)",
+    )
+)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the report and of all runs.")] = Path("demo"),
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps: a look, not a result.")] = False,
+    energy: Annotated[list[str] | None, typer.Option(help="Of one more method; repeat for several.")] = None,
+    weighting: Annotated[str | None, typer.Option(help="Of that method, such as task or instance.")] = None,
     debug: Debug = False,
 ) -> int:
     """Both stages on real handwritten digits, an ablation table and a report, in minutes on two cores."""
     from betakd_pipe.demo import run_demo
     from betakd_pipe.progress import terminal_progress
 
-    return run_demo(out, comma_separated("--seeds", seeds, int) or [], quick, terminal_progress())
+    numbers = comma_separated("--seeds", seeds, int) or []
+    return run_demo(out, numbers, quick, terminal_progress(), energy or (), weighting)
 
 
 def _energies(names: list[str] | None) -> list[str] | None:

@@ -8,7 +8,7 @@ of some questions) is said in the report. Each scenario's ablation is written to
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,15 +74,24 @@ SCENARIOS = (
 )
 
 
-def run_demo(out: Path, seeds: Sequence[int], quick: bool, progress: Progress) -> int:
+def run_demo(
+    out: Path,
+    seeds: Sequence[int],
+    quick: bool,
+    progress: Progress,
+    energies: Sequence[str] = (),
+    weighting: str | None = None,
+) -> int:
     """The exit code; writes `out`/report.html, results.csv and the runs of each scenario and seed.
 
-    Raises ConfigError for no seed, or where `out` holds the runs of other settings.
+    `energies` and `weighting` by name make one method more than the recipe's. Raises ConfigError for no seed, for
+    unknown names, or where `out` holds the runs of other settings.
     """
     if not seeds:
         raise ConfigError("--seeds names no seed: give some, such as 0,1,2")
+    added = added_method(energies, weighting)
     _prepare_all(out, seeds, quick, progress)
-    ablations = [_ablation(scenario, out / scenario.name, seeds, quick) for scenario in SCENARIOS]
+    ablations = [_ablation(scenario, out / scenario.name, seeds, quick, added) for scenario in SCENARIOS]
     results = run_ablations(ablations, progress=progress)
     rows = {
         scenario.name: [*teacher_rows(out / scenario.name, seeds), *result.rows]
@@ -90,6 +99,25 @@ def run_demo(out: Path, seeds: Sequence[int], quick: bool, progress: Progress) -
     }
     write_demo_results(out, rows)
     return _show(out, rows, results, quick)
+
+
+def added_method(energies: Sequence[str], weighting: str | None) -> dict[str, Any]:
+    """The method `ENERGIES-WEIGHTING` as the recipe would hold it, fkl or task where only one is named; none for none.
+
+    Raises ConfigError for an unknown name, listing the valid ones.
+    """
+    from betakd_stages.choices import pick
+    from betakd_stages.energies import ENERGIES
+    from betakd_stages.weightings import WEIGHTINGS
+
+    if not energies and weighting is None:
+        return {}
+    energies, weighting = energies or ["fkl"], weighting or "task"
+    for energy in energies:
+        pick("energy", ENERGIES, energy)
+    pick("weighting", WEIGHTINGS, weighting)
+    name = f"{'+'.join(energies)}-{weighting}"
+    return {name: {"objective": {"energies": list(energies)}, "weighting": {"name": weighting}}}
 
 
 def _prepare_all(out: Path, seeds: Sequence[int], quick: bool, progress: Progress) -> None:
@@ -145,12 +173,16 @@ def _evaluation() -> dict[str, Any]:
     return {"benchmark": f"digits?{TYPES_OPTION}", "batch_size": 512, "max_new_tokens": 4}
 
 
-def _ablation(scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool) -> Ablation:
-    """The recipe with the scenario's data and folders filled in, also written to `folder`/spec.yaml."""
+def _ablation(
+    scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool, added: Mapping[str, Any]
+) -> Ablation:
+    """The recipe and an added method with the scenario's data and folders filled in, also written to
+    `folder`/spec.yaml."""
     tuning = [f"methods.fkl-fixed-tuned.tune.seed={seeds[0]}"]
     steps = [f"base.training.steps={QUICK_STEPS}"] if quick else []
     flags = {
         "seeds": list(seeds),
+        "methods": added or None,
         "student": f"{folder}/seed-{{seed}}/student",
         "cache": f"{folder}/seed-{{seed}}/cache",
         "data": scenario.data("transfer", "{seed}"),

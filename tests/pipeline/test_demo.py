@@ -5,13 +5,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from betakd_pipe.ablate_rows import ResultRow
-from betakd_pipe.demo import SCENARIOS
+from betakd_pipe.ablate_spec import plan_run
+from betakd_pipe.cli import main
+from betakd_pipe.demo import SCENARIOS, _ablation, added_method
 from betakd_pipe.demo_results import conclusions
 from betakd_stages.data import load_samples
+from betakd_stages.energies import ENERGIES
+from betakd_stages.settings import DistillSettings
+from betakd_stages.weightings import WEIGHTINGS
 
 
 def row(method: str, accuracy: float) -> ResultRow:
@@ -61,6 +67,44 @@ def test_the_scenarios_are_noisy_where_they_say_and_clean_in_the_test_split() ->
     assert "label_noise=0.3" in d1.data("validation", 0)
     assert "noisy_types=which+even" in d2.data("transfer", 0)
     assert "noisy_types=greater+prime" in d2.data("teacher", 0)
+
+
+def demo_methods(folder: Path, added: dict[str, Any]) -> dict[str, DistillSettings]:
+    """The settings of every method of the demo's first scenario."""
+    spec = _ablation(SCENARIOS[0], folder, [0], quick=True, added=added).spec
+    return {method: plan_run(spec, folder, method, 0).settings for method in spec.methods}
+
+
+@pytest.mark.parametrize("energy", sorted(ENERGIES))
+def test_any_energy_with_any_weighting_joins_the_methods_of_the_recipe(tmp_path: Path, energy: str) -> None:
+    recipe = demo_methods(tmp_path, added_method([], None))
+    for weighting in WEIGHTINGS:
+        methods = demo_methods(tmp_path, added_method([energy], weighting))
+        added = methods[f"{energy}-{weighting}"]
+        assert [one.name for one in added.objective.energies] == [energy]
+        assert added.weighting.name == weighting
+        assert added.training == recipe["ce"].training
+        assert {name: methods[name] for name in recipe} == recipe
+
+
+def test_an_added_method_has_a_default_for_what_is_not_named_and_may_have_several_energies() -> None:
+    assert [*added_method(["rkl", "tvd"], None)] == ["rkl+tvd-task"]
+    assert [*added_method([], "manual")] == ["fkl-manual"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--energy", "reverse_kl"], "unknown energy 'reverse_kl': choose one of adaptive_kl, alpha_beta"),
+        (["--energy", "rkl", "--weighting", "learned"], "unknown weighting 'learned': choose one of fixed, gradnorm"),
+    ],
+)
+def test_an_unknown_name_stops_the_demo_before_any_teacher_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--seeds", "0", "--quick", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.long

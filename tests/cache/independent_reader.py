@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-CODES = {"uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "float16": "e", "float32": "f"}
+CODES = {"int8": "b", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "float16": "e", "float32": "f"}
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
@@ -40,13 +40,33 @@ def journal_order(journal: Path) -> tuple[int, int]:
     return (numbers[1], numbers[0]) if numbers else (0, 0)
 
 
-def read_array(group: Path, name: str, kind: str, width: int = 1) -> list[Any]:
-    """An array as a list, or as a list of rows where `width` is above 1 or the array is a matrix."""
-    vector, matrix = group / name / "c" / "0", group / name / "c" / "0" / "0"
-    is_matrix = vector.is_dir()
-    content = (matrix if is_matrix else vector).read_bytes()[:-4]
+def read_array(group: Path, name: str, kind: str, *row_shape: int) -> list[Any]:
+    """An array as a list, or as a list of rows of this shape, lists themselves."""
+    content = group.joinpath(name, "c", *"0" * (1 + len(row_shape))).read_bytes()[:-4]
     numbers = [number for (number,) in struct.iter_unpack("<" + CODES[kind], content)]
-    return [numbers[at : at + width] for at in range(0, len(numbers), width)] if is_matrix else numbers
+    for width in reversed(row_shape):
+        numbers = [numbers[at : at + width] for at in range(0, len(numbers), width)]
+    return numbers
+
+
+def read_feature(group: Path, manifest: dict[str, Any], name: str) -> list[Any]:
+    """A feature of every sample: a list of numbers, or one list per place."""
+    size, layout = manifest["feature_sizes"][name], manifest.get("feature_layouts", {}).get(name)
+    places = [layout["num_places"]] if layout else []
+    if manifest["token_rule"]["exact"]:
+        return read_array(group, f"features/{name}", "float32", *places, size)
+    if manifest.get("feature_dtype") != "int8":
+        return read_array(group, f"features/{name}", "float16", *places, size)
+    codes = read_array(group, f"features/{name}", "int8", *places, size)
+    scales = read_array(group, f"scales/{name}", "float16", *places, -(-size // 64))
+    return multiply_groups(codes, scales)
+
+
+def multiply_groups(codes: list[Any], scales: list[Any]) -> list[Any]:
+    """The codes, however deep their lists, times the scale of their group of 64."""
+    if isinstance(codes[0], list):
+        return [multiply_groups(*pair) for pair in zip(codes, scales, strict=True)]
+    return [code * scales[at // 64] for at, code in enumerate(codes)]
 
 
 def read_shard(path: Path, manifest: dict[str, Any], entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -73,7 +93,9 @@ def read_shard(path: Path, manifest: dict[str, Any], entry: dict[str, Any]) -> I
         gaps = decode_gaps(gaps, ids, read_array(group, "gap_top", "uint16", 3), tokens)
     token_bounds, entry_bounds = (read_array(group, *of) for of in (("sample_ptr", "uint32"), ("entry_ptr", "uint64")))
     rows = pq.read_table(path / f"{entry['shard']}.parquet").to_pylist()
-    features = {name: read_array(group, f"features/{name}", brief, d) for name, d in manifest["feature_sizes"].items()}
+    features = {name: read_feature(group, manifest, name) for name in manifest["feature_sizes"]}
+    layouts = {name: layout for name, layout in manifest.get("feature_layouts", {}).items() if layout["num_focus"]}
+    focus = {name: read_array(group, f"{name}_focus", "uint16", of["num_focus"]) for name, of in layouts.items()}
     for place, row in enumerate(rows):
         token_slice, entry_slice = (slice(*bounds[place : place + 2]) for bounds in (token_bounds, entry_bounds))
         sample = {name: values[token_slice] for name, values in tokens.items()}
@@ -83,6 +105,7 @@ def read_shard(path: Path, manifest: dict[str, Any], entry: dict[str, Any]) -> I
             "ids": ids[entry_slice],
             "gaps": gaps[entry_slice],
             "features": {name: features[name][place] for name in present},
+            "focus": {name: places[place] for name, places in focus.items() if name in present},
         }
 
 

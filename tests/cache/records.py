@@ -146,4 +146,7 @@ def assert_equal_records(left: TeacherRecord, right: TeacherRecord) -> None:
     assert left.features.keys() == right.features.keys()
     for name, feature in left.features.items():
         np.testing.assert_array_equal(feature, right.features[name], err_msg=name)
+    assert left.focus.keys() == right.focus.keys()
+    for name, places in left.focus.items():
+        np.testing.assert_array_equal(places, right.focus[name], err_msg=name)
     assert dict(left.row) == dict(right.row)

@@ -113,9 +113,10 @@ def test_a_shard_that_the_disk_cannot_hold_leaves_the_cache_to_be_resumed(
     def full(path: Path, arrays: object) -> None:
         raise CacheError("no space left")
 
-    with pytest.raises(CacheError, match="no space left"), writer_for(tmp_path / "cache", RULE, VOCABULARY) as writer:
-        writer.append(RECORDS[0])
-        monkeypatch.setattr("betakd_cache.writer.write_group", full)
-        writer.flush()
-    monkeypatch.undo()
+    writer = writer_for(tmp_path / "cache", RULE, VOCABULARY)
+    writer.append(RECORDS[0])
+    with monkeypatch.context() as patched:
+        patched.setattr("betakd_cache.writer.write_group", full)
+        with pytest.raises(CacheError, match="no space left"), writer:
+            writer.flush()
     assert len(write_cache(tmp_path / "cache", RECORDS, RULE, VOCABULARY)) == 6

@@ -80,7 +80,7 @@ def load_model(path: str | Path, precision: str = "fp32") -> LoadedModel:
             ignore_mismatched_sizes=True,  # they are reported below, in one line
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded ({_first_line(error)})") from None
     _require_complete(folder, report)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,7 @@ The published file names its vision tower and no sizes of it. A tower other than
 `vision_config`; `prompt_version` is the other one.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def nested_config(published: dict[str, Any]) -> dict[str, Any]:
 
     Raises ModelError for another projector, tower, or way to mark images.
     """
-    language = dict(published)
+    language = copy.deepcopy(dict(published))  # transformers changes what it is given
     for key, expected in REQUIRED.items():
         if language.pop(key, expected) != expected:
             raise ModelError(

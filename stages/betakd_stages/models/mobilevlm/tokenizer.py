@@ -96,6 +96,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         if wire_type == 0:
             yield number, varint()
             continue
-        size = {1: 8, 5: 4}.get(wire_type) or {2: varint}[wire_type]()
+        size = varint() if wire_type == 2 else {1: 8, 5: 4}[wire_type]
+        if position + size > len(message):
+            raise IndexError(f"a field of {size} bytes runs over the message's end")
         yield number, message[position : position + size]
         position += size

@@ -12,7 +12,7 @@ from typing import Any
 
 from betakd_cache import CacheWriter, TeacherRecord, TokenRule, info
 from betakd_stages.data import load_samples
-from betakd_stages.data.sample import Sample, SampleSet
+from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import DataError
 from betakd_stages.models.loading import LoadedModel, load_model
@@ -54,7 +54,9 @@ def cache_teacher(
     with open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer:
         wanted = samples[: settings.limit][part[0] :: part[1]]
         stored = writer.stored
-        missing = [sample for sample in wanted if sample.sample_id not in stored]
+        missing = chosen_samples(
+            wanted, [number for number, sample in enumerate(wanted) if sample.sample_id not in stored]
+        )
         progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
         try:
             num_new = score_all(missing, teacher, loaded.encoder, writer, settings, progress)

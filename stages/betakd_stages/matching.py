@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_cache import CompactBatch, TeacherCache
-from betakd_stages.data.sample import Sample, SampleSet
+from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
 from betakd_stages.encoding import Encoder
 from betakd_stages.errors import MismatchError
 
@@ -37,9 +37,11 @@ def match_cache(cache: TeacherCache, samples: SampleSet, encoder: Encoder, on_mi
     _check_encoder(cache, encoder)
     known = set(cache.sample_ids.to_pylist())
     reasons = {
-        sample.sample_id: "the cache holds no such sample" for sample in samples if sample.sample_id not in known
+        sample.sample_id: _why_missing(cache, sample.sample_id) for sample in samples if sample.sample_id not in known
     }
-    present = [sample for sample in samples if sample.sample_id not in reasons]
+    present = chosen_samples(
+        samples, [number for number, sample in enumerate(samples) if sample.sample_id not in reasons]
+    )
     indices = cache.index_of([sample.sample_id for sample in present])
     rows = cache.rows(["content_sha256", "image_sha256"])
     content, images = rows.column("content_sha256").to_pylist(), rows.column("image_sha256").to_pylist()
@@ -60,11 +62,17 @@ def match_cache(cache: TeacherCache, samples: SampleSet, encoder: Encoder, on_mi
     if not agreed:
         raise MismatchError(f"no sample of {samples.specification!r} is in the cache as the student sees it")
     return MatchedSamples(
-        [present[number] for number in agreed],
+        chosen_samples(present, agreed),
         np.asarray(indices)[agreed],
         [images[indices[number]] for number in agreed],
         len(reasons),
     )
+
+
+def _why_missing(cache: TeacherCache, sample_id: str) -> str:
+    if sample_id in cache.rejected:
+        return f"the teacher's run rejected it ({cache.rejected[sample_id]})"
+    return "the cache holds no such sample"
 
 
 def _check_encoder(cache: TeacherCache, encoder: Encoder) -> None:

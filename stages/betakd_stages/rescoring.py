@@ -170,7 +170,8 @@ def _drawn(cache: TeacherCache, data: str, num_samples: int, seed: int) -> Sampl
     """Samples of the cache, drawn by `seed`, as `data` has them."""
     drawn = np.random.default_rng(seed).choice(len(cache), min(num_samples, len(cache)), replace=False)
     wanted = cache.sample_ids.take(np.sort(drawn)).to_pylist()
-    by_id = {sample.sample_id: sample for sample in load_samples(data)}
+    drawn_ids = set(wanted)
+    by_id = {sample.sample_id: sample for sample in load_samples(data) if sample.sample_id in drawn_ids}
     for sample_id in wanted:
         if sample_id not in by_id:
             raise MismatchError(

@@ -69,7 +69,7 @@ def test_the_same_specification_gives_the_same_samples_and_another_seed_others()
 @pytest.mark.parametrize(
     ("specification", "message"),
     [
-        ("digit:test", "data source 'digit' in 'digit:test' is unknown: use one of digits, llava"),
+        ("digit:test", "data source 'digit' in 'digit:test' is unknown: use one of digits, imagefolder, llava"),
         ("digits:train", "digits has no split 'train': use one of teacher, transfer, validation, test"),
         ("digits:test?colour=red", "option 'colour' in 'digits:test?colour=red' is unknown: digits takes types, count"),
         ("digits:test?types=which+odd", "digits has no question type 'odd': use some of which, even"),

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable
 
+from betakd_stages.data.columns import load_image_folder, load_table
 from betakd_stages.data.digits import load_digits_samples
-from betakd_stages.data.llava_json import load_llava_json
+from betakd_stages.data.llava import load_llava
+from betakd_stages.data.messages import load_messages
+from betakd_stages.data.mixture import load_mixture
 from betakd_stages.data.sample import SampleSet
+from betakd_stages.data.scienceqa import load_scienceqa
 from betakd_stages.data.specification import DataSpecification, parse_specification
 from betakd_stages.errors import DataError
 
 SOURCES: dict[str, Callable[[DataSpecification], SampleSet]] = {
     "digits": load_digits_samples,
-    "llava": load_llava_json,
+    "imagefolder": load_image_folder,
+    "llava": load_llava,
+    "messages": load_messages,
+    "mixture": lambda specification: load_mixture(specification, load_samples),
+    "scienceqa": load_scienceqa,
+    "table": load_table,
 }
 
 

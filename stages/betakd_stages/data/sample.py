@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
@@ -47,6 +49,30 @@ class Sample:
         """The sha256 of the questions and answers: what a cache remembers of the text."""
         turns = [[turn.question, turn.answer] for turn in self.turns]
         return hashlib.sha256(json.dumps([self.image is not None, turns]).encode()).hexdigest()
+
+
+class LazySamples(Sequence[Sample]):
+    """Samples made when they are asked for: `get(position)` for each of `positions`, in that order."""
+
+    def __init__(self, get: Callable[[int], Sample], positions: range | NDArray[np.int64]) -> None:
+        self._get = get
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return LazySamples(self._get, self._positions[index])
+        return self._get(int(self._positions[index]))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self._get(int(position)) for position in self._positions)
+
+
+def chosen_samples(samples: Sequence[Sample], positions: Sequence[int] | NDArray[np.int64]) -> LazySamples:
+    """The samples at these positions, in this order, made when they are asked for."""
+    return LazySamples(samples.__getitem__, np.asarray(positions, dtype=np.int64))
 
 
 @dataclass(frozen=True)

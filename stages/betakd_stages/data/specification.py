@@ -32,7 +32,8 @@ class DataSpecification:
         unknown = sorted(set(self.options) - set(defaults))
         if unknown:
             raise DataError(
-                f"option {unknown[0]!r} in {self.canonical()!r} is unknown: {self.name} takes {', '.join(defaults)}"
+                f"option {unknown[0]!r} in {self.canonical()!r} is unknown: {self.name} takes "
+                + (", ".join(defaults) or "no options")
             )
         return {**defaults, **{key: self._convert(key, defaults[key]) for key in self.options}}
 

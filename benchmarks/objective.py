@@ -1,6 +1,6 @@
 """What the objective costs: time and peak memory of forward and backward from hidden states to gradients.
 
-    python benchmarks/objective.py [--device cpu|cuda] [--quick | --memory] [--pairs 20] [--json FILE] [--threads 1]
+    python benchmarks/objective.py [--device cpu|cuda] [--memory] [--quick] [--variant NAME]... [--json FILE]
 
 Each variant is timed next to the cross-entropy through the tiled operation, which is 1, in interleaved pairs: the
 figure is the median of the pairs' ratios with its 95 % interval. Memory is the peak beyond the head, its gradient, the
@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ SHAPES = {
 }
 QUICK_SHAPES = [(64, 256, 32_000)]
 MEMORY_SHAPES = [(4096, 128, 151_936)]
+QUICK_MEMORY_SHAPES = [(512, 8, 131_072)]
 """Tokens, width of the head, vocabulary."""
 NUM_KEPT = 64
 TEMPERATURES = (1.0, 5.0)
@@ -60,10 +61,12 @@ class Problem:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a small shape and five pairs")
-    size.add_argument("--memory", action="store_true", help="memory alone, at 4,096 tokens; 15 GiB on the CPU")
-    parser.add_argument("--pairs", type=int, default=20, help="of steps timed for each variant")
+    parser.add_argument("--memory", action="store_true", help="memory alone, at 4,096 tokens; needs 20 GiB on the CPU")
+    parser.add_argument("--quick", action="store_true", help="a small shape, and five pairs at most")
+    parser.add_argument("--pairs", type=int, default=20, help="how many pairs of steps are timed for each variant")
+    parser.add_argument(
+        "--variant", action="append", metavar="NAME", help="only this one beside CE; repeat for several"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
@@ -71,11 +74,16 @@ def main() -> None:
         parser.error("--device cuda: torch finds no CUDA device; run it where there is one, or with --device cpu")
     torch.set_num_threads(arguments.threads)
     dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
-    shapes = QUICK_SHAPES if arguments.quick else MEMORY_SHAPES if arguments.memory else SHAPES[arguments.device]
-    num_pairs = 0 if arguments.memory else 5 if arguments.quick else arguments.pairs
+    if arguments.memory:
+        shapes, num_pairs = QUICK_MEMORY_SHAPES if arguments.quick else MEMORY_SHAPES, 0
+    elif arguments.quick:
+        shapes, num_pairs = QUICK_SHAPES, min(5, arguments.pairs)
+    else:
+        shapes, num_pairs = SHAPES[arguments.device], arguments.pairs
     rows = []
     for shape in shapes:
-        found = measure(make_problem(*shape, dtype, arguments.device), shape, num_pairs)
+        problem = make_problem(*shape, dtype, arguments.device)
+        found = measure(problem, shape, arguments.variant or variants(problem), num_pairs)
         show(found, "{:,} tokens, width {:,}, vocabulary {:,}, ".format(*shape) + str(dtype).removeprefix("torch."))
         rows += found
         if arguments.json:
@@ -134,11 +142,15 @@ def dense(problem: Problem, with_teacher: bool) -> Tensor:
     return loss
 
 
-def measure(problem: Problem, shape: tuple[int, int, int], num_pairs: int) -> list[dict[str, Any]]:
-    """One row per variant; without figures of time where there are no pairs."""
+def measure(
+    problem: Problem, shape: tuple[int, int, int], names: Iterable[str], num_pairs: int
+) -> list[dict[str, Any]]:
+    """One row per named variant after the baseline's; without figures of time where there are no pairs."""
     losses = variants(problem)
     dtype = str(problem.hidden.dtype).removeprefix("torch.")
-    rows: list[dict[str, Any]] = [{"shape": shape, "dtype": dtype, "variant": name} for name in losses]
+    rows: list[dict[str, Any]] = [
+        {"shape": shape, "dtype": dtype, "variant": name} for name in dict.fromkeys([BASELINE, *names])
+    ]
     if num_pairs:
         for row in rows:
             row.update(timing(problem, losses[BASELINE], losses[row["variant"]], num_pairs))

@@ -1,7 +1,5 @@
-"""The operation in tiles: its gradients, its independence of tile and chunk, its edge cases and its memory."""
+"""The operation in tiles: its gradients, its independence of tile and chunk, and its edge cases."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -209,39 +207,3 @@ def test_frozen_inputs_get_no_gradient_and_trainable_ones_the_same(batch: Batch)
     only_weight = student_statistics(hidden.detach(), Head(weight), targets).cross_entropy().sum()
     assert torch.equal(torch.autograd.grad(only_hidden, hidden)[0], both[0])
     assert torch.equal(torch.autograd.grad(only_weight, weight)[0], both[1])
-
-
-MEMORY_SCRIPT = """
-import torch
-from betakd_stages.statistics import Head, student_statistics
-from betakd_stages.targets import TeacherTargets
-torch.set_num_threads(1)
-N, V, D = 1024, 65536, 8
-hidden = torch.randn(N, D).requires_grad_()
-weight = torch.randn(V, D).requires_grad_()
-ids = torch.randint(0, V, (N, 4)).sort(dim=1).values
-targets = TeacherTargets(
-    ids=ids, kept=torch.ones_like(ids, dtype=torch.bool), logits=-torch.arange(4.0).expand(N, 4),
-    gold_ids=ids[:, 0], gold_logit=torch.zeros(N), temperatures=(1.0,), tail_lse=torch.zeros(N, 1),
-    tail_energy=torch.zeros(N, 1), vocabulary_size=V, logit_max=None, logit_mean=None, logit_std=None,
-    sample_index=torch.zeros(N, dtype=torch.int64), num_samples=1,
-)
-def step(rows):
-    part = TeacherTargets(**{**{n: getattr(targets, n) for n in targets.__slots__}, "ids": ids[:rows],
-        "kept": targets.kept[:rows], "gold_ids": ids[:rows, 0]})
-    student_statistics(hidden[:rows], Head(weight), part, save_bytes=0).cross_entropy().sum().backward()
-step(8)
-def peak_mib():
-    # Of this process alone; getrusage would count what it inherited.
-    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
-before = peak_mib()
-step(N)
-print(peak_mib() - before)
-"""
-
-
-def test_peak_memory_is_a_few_tiles_where_the_logits_alone_would_take_256_mib() -> None:
-    command = [sys.executable, "-c", MEMORY_SCRIPT]
-    peak_mib = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    # Three tiles of 32 MiB, and 2 MiB of the head's gradient.
-    assert 60 < peak_mib < 160

@@ -35,6 +35,20 @@ class PassPlan:
     """How many bytes of logit tiles the backward pass may find instead of computing them again."""
 
 
+def operand_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What the matrix products take for hidden states of `dtype`; they sum in float32, or float64 for float64.
+
+    bfloat16 where the GPU multiplies it into float32; elsewhere, and for float16 whose gradients would underflow, the
+    operands are widened.
+    """
+    if dtype == torch.float64:
+        return torch.float64
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    if dtype == torch.bfloat16 and is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.float32
+
+
 class Tiles:
     """The logits of one tile after another, in reused buffers.
 
@@ -46,9 +60,7 @@ class Tiles:
         self.plan, self.hidden, self.weight, self.bias = plan, hidden, weight, bias
         self.dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.num_tokens = len(hidden)
-        # CUDA multiplies bfloat16 into float32; elsewhere, and for float16 gradients, the operands are widened.
-        narrow = hidden.is_cuda and hidden.dtype == torch.bfloat16
-        self.operand_dtype = torch.bfloat16 if narrow else self.dtype
+        self.operand_dtype = operand_dtype(hidden.device, hidden.dtype)
         self.operand = hidden.to(self.operand_dtype)
         columns = max(MIN_TILE_COLUMNS, TILE_BYTES // max(1, self.num_tokens * self.dtype.itemsize))
         self.columns = min(plan.tile_columns or columns, plan.vocabulary_size)

@@ -10,6 +10,7 @@ from tests.stages.objective import oracles
 from tests.stages.objective.batches import VOCABULARY, Batch, make_batch
 from torch import Tensor
 
+from betakd_stages import vocabulary_tiles
 from betakd_stages.statistics import Head, Needs, StudentStatistics, student_statistics
 from betakd_stages.targets import TeacherTargets
 
@@ -168,23 +169,63 @@ def test_everything_kept_leaves_no_nan_in_any_value_or_gradient(batch: Batch) ->
 
 
 @pytest.mark.parametrize("scale", [1.0, 40.0])
-def test_bfloat16_inputs_are_accumulated_in_float32(scale: float) -> None:
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
+def test_bfloat16_inputs_are_accumulated_in_float32(
+    scale: float, weight_dtype: torch.dtype, as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = make_batch(6, num_tokens=5)
     targets = batch.targets(top_k=4)
-    hidden, weight = (batch.hidden * scale).bfloat16().requires_grad_(), batch.weight.bfloat16().requires_grad_()
-    statistics = student_statistics(hidden, Head(weight), targets, EVERYTHING, tile_columns=16)
+    hidden = (batch.hidden * scale).bfloat16().requires_grad_()
+    weight = batch.weight.bfloat16().to(weight_dtype).requires_grad_()
     exact_inputs = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     exact = student_statistics(exact_inputs[0], Head(exact_inputs[1]), targets, EVERYTHING)
+    exact.cross_entropy().sum().backward()
+    if as_on_a_gpu:
+        monkeypatch.setattr(vocabulary_tiles, "operand_dtype", lambda device, dtype: torch.bfloat16)
+        monkeypatch.setattr(torch, "mm", multiply_bfloat16_into_float32)
+    statistics = student_statistics(hidden, Head(weight), targets, EVERYTHING, tile_columns=16)
     assert statistics.tail_lse.dtype == torch.float32
     torch.testing.assert_close(statistics.tail_lse.double(), exact.tail_lse, rtol=3e-6, atol=3e-6 * scale)
     statistics.cross_entropy().sum().backward()
-    exact.cross_entropy().sum().backward()
     for tensor, reference in zip((hidden, weight), exact_inputs, strict=True):
         assert tensor.grad is not None
-        assert tensor.grad.dtype == torch.bfloat16
+        assert tensor.grad.dtype == tensor.dtype
         assert reference.grad is not None
         error = (tensor.grad.double() - reference.grad).abs().max() / reference.grad.abs().max()
         assert float(error) < 0.01
+
+
+def multiply_bfloat16_into_float32(left: Tensor, right: Tensor, *, out_dtype: torch.dtype, out: Tensor) -> Tensor:
+    """What `torch.mm(out_dtype=float32)` does on a GPU; it has no kernel for the CPU."""
+    assert left.dtype == right.dtype == torch.bfloat16
+    assert out.dtype == out_dtype == torch.float32
+    return out.copy_(left.float() @ right.float())
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "dtype", "expected"),
+    [
+        ("cuda", (9, 0), torch.bfloat16, torch.bfloat16),
+        ("cuda", (8, 0), torch.bfloat16, torch.bfloat16),
+        ("cuda", (7, 5), torch.bfloat16, torch.float32),
+        ("cuda", (9, 0), torch.float16, torch.float32),
+        ("cuda", (9, 0), torch.float64, torch.float64),
+        ("cpu", (0, 0), torch.bfloat16, torch.float32),
+        ("cpu", (0, 0), torch.float64, torch.float64),
+    ],
+)
+def test_operands_stay_narrow_only_where_the_gpu_can_sum_them_in_float32(
+    device: str,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert vocabulary_tiles.operand_dtype(torch.device(device), dtype) == expected
+    assert "dtype_out" in torch.ops.aten.mm.overloads()
 
 
 def test_float32_tails_stay_exact_where_the_tail_is_tiny() -> None:

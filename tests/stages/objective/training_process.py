@@ -49,7 +49,7 @@ def final_state(rank: int, num_processes: int, **settings: Any) -> Mapping[str, 
         with torch.no_grad():
             for parameter in student.parameters():
                 assert parameter.grad is not None
-                parameter -= 0.05 * parameter.grad
+                parameter.sub_(0.05 * parameter.grad)
         student.objective.advance(step / 10)
     return {name: value.tolist() for name, value in student.objective.state_dict().items()}
 

@@ -1,18 +1,21 @@
 """The model against an independent assembly: transformers' CLIP and Llama, and the projector's formula in NumPy."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from tests.stages.mobilevlm.published import TINY_TEACHER, published_config, random_tensors, write_published
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from betakd_stages.models.loading import load_model
 from betakd_stages.models.mobilevlm.model import MobileVlmForConditionalGeneration
+from betakd_stages.models.mobilevlm.processor import MobileVlmProcessor
 
 TENSORS = random_tensors(TINY_TEACHER, seed=1)
 IMAGE = 0  # the placeholder's id
@@ -129,3 +132,14 @@ def test_the_tower_can_be_frozen_and_the_projector_and_language_model_trained(
     assert without_gradient == {name for name, _ in model.named_parameters() if "vision_tower" in name}
     model.zero_grad()
     model.requires_grad_(True)
+
+
+def test_the_example_of_the_documentation_answers_in_bfloat16(tmp_path: Path) -> None:
+    folder = write_published(tmp_path / "model", TINY_TEACHER)
+    model = MobileVlmForConditionalGeneration.from_pretrained(folder, dtype="bfloat16")
+    processor = MobileVlmProcessor.from_pretrained(folder)
+    question: Any = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    batch = processor(images=Image.new("RGB", (30, 20)), text=processor.apply_chat_template([question]))
+    answer = model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert model.dtype == torch.bfloat16
+    assert answer.shape[1] == batch["input_ids"].shape[1] + 3

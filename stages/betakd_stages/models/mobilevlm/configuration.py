@@ -93,10 +93,11 @@ def nested_config(published: dict[str, Any]) -> dict[str, Any]:
             f"config.json names the vision tower {tower!r}, whose sizes are not known: expected {CLIP_LARGE_336!r}, "
             "or the sizes under vision_config"
         )
-    hidden_size = language.pop("mm_hidden_size", vision["hidden_size"])
-    if hidden_size != vision["hidden_size"]:
+    vision_config = CLIPVisionConfig(**vision)
+    hidden_size = language.pop("mm_hidden_size", vision_config.hidden_size)
+    if hidden_size != vision_config.hidden_size:
         raise ModelError(
-            f"config.json has mm_hidden_size {hidden_size}, its vision tower is {vision['hidden_size']} wide: "
+            f"config.json has mm_hidden_size {hidden_size}, its vision tower is {vision_config.hidden_size} wide: "
             "make them equal"
         )
     fields = {
@@ -108,7 +109,7 @@ def nested_config(published: dict[str, Any]) -> dict[str, Any]:
     }
     for key in ("model_type", "architectures", "transformers_version", "auto_map"):
         language.pop(key, None)
-    return {**fields, "text_config": LlamaConfig(**language), "vision_config": CLIPVisionConfig(**vision)}
+    return {**fields, "text_config": LlamaConfig(**language), "vision_config": vision_config}
 
 
 def published_config(config: MobileVlmConfig) -> dict[str, Any]:

@@ -115,6 +115,14 @@ def test_a_corrupt_image_stops_with_its_name_and_what_was_scored_before_stays(wo
     assert cache_teacher(some, tmp_path / "cache", progress=SilentProgress()).num_new == 6
 
 
+def test_a_run_that_its_very_first_image_stops_leaves_nothing_behind(world: World, tmp_path: Path) -> None:
+    data = as_files(world, tmp_path / "data", 6)
+    (tmp_path / "data" / "images" / "0.png").unlink()
+    with pytest.raises(DataError, match="sample 0: image .* does not exist|sample 0: image .*0.png"):
+        cache_teacher(settings(world, data=data), tmp_path / "cache", progress=SilentProgress())
+    assert not (tmp_path / "cache").exists()
+
+
 def test_rejected_samples_are_recorded_where_that_is_allowed(world: World, tmp_path: Path) -> None:
     data = as_files(world, tmp_path / "data", 6)
     (tmp_path / "data" / "images" / "2.png").unlink()

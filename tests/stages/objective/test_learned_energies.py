@@ -2,7 +2,9 @@
 alpha-beta; and what the settings refuse."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,24 @@ from betakd_stages.targets import TeacherTargets
 GRID = (0.5, 1.0, 2.0, 3.0, 5.0)
 
 
+Oracle = Callable[[int, oracles.Array], float]
+"""From a token and the student's logits there to its energy."""
+
+
 def run(energy: Energy, batch: Batch, targets: TeacherTargets) -> Tensor:
     """The energy of each token."""
     return energy(batch.statistics(targets, energy.needs(targets)), targets)
+
+
+def assert_agrees(energy: Energy, batch: Batch, targets: TeacherTargets, oracle: Oracle, rtol: float = 1e-7) -> None:
+    """Values, and gradients at the hidden states, are those of the oracle of each token's logits."""
+    hidden = batch.hidden.clone().requires_grad_()
+    values = run(energy, replace(batch, hidden=hidden), targets)
+    (gradients,) = torch.autograd.grad(values.sum(), hidden)
+    for token, student in enumerate(batch.student_logits):
+        np.testing.assert_allclose(values[token].detach(), oracle(token, student), rtol=rtol)
+        slope = oracles.numerical_gradient(partial(oracle, token), student) @ batch.weight.numpy()
+        np.testing.assert_allclose(gradients[token], slope, rtol=1e-5, atol=1e-8)
 
 
 def test_taid_rises_along_the_line_or_faster_and_remembers_the_relative_fall(batch: Batch) -> None:
@@ -96,14 +113,16 @@ def test_ctkd_is_forward_kl_at_its_temperature(
 ) -> None:
     energy = make_energy(name, semantics)
     targets = batch.targets(GRID)
-    values = run(energy, batch, targets)
     if temperature is None:
         temperature = 1 + 4 / (1 + math.exp(2)) if name == "ctkd" else 0.5 + 3.5 / 2
-    for token, teacher in enumerate(batch.teacher_logits.numpy()):
-        p, q = oracles.softmax(teacher, temperature), oracles.softmax(batch.student_logits[token], temperature)
-        expected = oracles.kl(p, q) if semantics == "paper" else oracles.cross_entropy(p, q)
-        factor = temperature if (name, semantics) == ("ctkd", "reference") else 1.0
-        np.testing.assert_allclose(values[token].detach(), factor * expected, rtol=1e-6)
+    factor = temperature if (name, semantics) == ("ctkd", "reference") else 1.0
+
+    def oracle(token: int, student: oracles.Array) -> float:
+        p = oracles.softmax(batch.teacher_logits[token].numpy(), temperature)
+        q = oracles.softmax(student, temperature)
+        return factor * (oracles.kl(p, q) if semantics == "paper" else oracles.cross_entropy(p, q))
+
+    assert_agrees(energy, batch, targets, oracle, rtol=1e-6)
 
 
 @pytest.mark.parametrize("top_k", [None, 8])
@@ -128,6 +147,27 @@ def test_the_gradient_of_ctkds_temperature_is_reversed_and_grows_over_the_run(ba
     unreversed.advance(0.5)
     (gradient,) = torch.autograd.grad(run(unreversed, batch, targets).sum(), unreversed.raw)
     assert float(gradient) == pytest.approx(slope, rel=1e-5)
+
+
+def test_the_published_temperature_is_not_reversed_and_its_curriculum_stands_still(batch: Batch) -> None:
+    """At the first of ten epochs: a factor (1 + cos(pi / 10)) / 2, whatever the progress."""
+    targets = batch.targets(GRID)
+
+    def value(raw: float) -> float:
+        temperature = 1 + 4 / (1 + math.exp(-raw))
+        pairs = zip(batch.teacher_logits.numpy(), batch.student_logits, strict=True)
+        terms = [
+            oracles.cross_entropy(oracles.softmax(t, temperature), oracles.softmax(s, temperature)) for t, s in pairs
+        ]
+        return temperature * sum(terms)
+
+    slope = (value(-2 + 1e-4) - value(-2 - 1e-4)) / 2e-4
+    energy = make_energy("ctkd", "reference").double()
+    assert isinstance(energy, CurriculumTemperature)
+    for progress in (0.0, 1.0):
+        energy.advance(progress)
+        (gradient,) = torch.autograd.grad(run(energy, batch, targets).sum(), energy.raw)
+        assert float(gradient) == pytest.approx(slope * (1 + math.cos(math.pi / 10)) / 2, rel=1e-5)
 
 
 def test_ctkds_network_gives_every_token_its_own_temperature_and_gets_gradients(batch: Batch) -> None:
@@ -182,15 +222,16 @@ def test_alpha_beta_meets_forward_and_reverse_kl(batch: Batch) -> None:
 @pytest.mark.parametrize("standardise", [True, False])
 def test_logit_energies_compare_the_kept_entries(batch: Batch, name: str, standardise: bool) -> None:
     targets = batch.targets(top_k=8)
-    values = run(make_energy(name, standardise=standardise), batch, targets)
-    for token, teacher in enumerate(batch.teacher_logits.numpy()):
+
+    def oracle(token: int, student: oracles.Array) -> float:
         kept = kept_ids(targets, token)
         sides = [
             ((logits - logits.mean()) / logits.std() if standardise else logits)[kept]
-            for logits in (teacher, batch.student_logits[token])
+            for logits in (batch.teacher_logits[token].numpy(), student)
         ]
-        expected = ((sides[0] - sides[1]) ** 2).mean() if name == "mse_logits" else oracles.cosine_distance(*sides)
-        np.testing.assert_allclose(values[token], expected)
+        return float(((sides[0] - sides[1]) ** 2).mean()) if name == "mse_logits" else oracles.cosine_distance(*sides)
+
+    assert_agrees(make_energy(name, standardise=standardise), batch, targets, oracle)
 
 
 def test_logit_energies_refuse_a_cache_without_moments(batch: Batch) -> None:

@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.cache.independent_reader import read_samples
 from tests.cache.records import make_records, write_cache, writer_for
 
-from betakd_cache import TokenRule, open_cache
+from betakd_cache import FeatureLayout, TokenRule, open_cache
 from betakd_cache.layout import CacheRules, array_specs
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "cache-format.md").read_text()
@@ -53,11 +54,16 @@ def test_the_independent_reader_orders_the_parts_as_the_reader_does(tmp_path: Pa
 
 def test_the_document_lists_every_array_with_its_type(tmp_path: Path) -> None:
     rows = re.findall(r"^\| `([\w/]+)` \| (\w+) \| (\w*) ?\| \[(.*?)\] \|", DOCUMENT, flags=re.MULTILINE)
+    layouts = {"NAME": FeatureLayout("tokens", 4, 2)}
     listed = {name: (compact, exact or compact, shape) for name, compact, exact, shape in rows}
     axes = {"boundary": "S + 1", "sample": "S", "token": "T", "entry": "E"}
     for place, exact in enumerate((False, True)):
-        rules = CacheRules(TokenRule(exact=exact), 70_000, {"NAME": 8})
-        specs = {spec.name: spec for spec in array_specs(rules)}
+        rule = TokenRule(exact=exact)
+        specs = {spec.name: spec for spec in array_specs(CacheRules(rule, 70_000, {"NAME": 8}, True, layouts))}
+        if not exact:  # in int8 a feature has scales beside it
+            in_int8 = {spec.name: spec for spec in array_specs(CacheRules(rule, 70_000, {"NAME": 8}, True, {}, "int8"))}
+            assert in_int8["features/NAME"].dtype.name == "int8"
+            specs["scales/NAME"] = in_int8["scales/NAME"]
         assert set(specs) == {name for name, row in listed.items() if row[place] != "absent"}
         for name, spec in specs.items():
             assert listed[name][place] == spec.dtype.name, name
@@ -66,7 +72,8 @@ def test_the_document_lists_every_array_with_its_type(tmp_path: Path) -> None:
 
 def test_the_document_lists_every_field_of_the_manifest(tmp_path: Path) -> None:
     rule = TokenRule()
-    write_cache(tmp_path / "cache", make_records(1, 300, rule), rule, 300)
+    settings: dict[str, Any] = {"feature_layouts": {"vision": FeatureLayout("tokens", 4)}, "feature_dtype": "int8"}
+    write_cache(tmp_path / "cache", [], rule, 300, **settings)
     fields = json.loads((tmp_path / "cache" / "manifest.json").read_text())
     names = [f"token_rule.{name}" for name in fields.pop("token_rule")] + list(fields)
     documented = re.findall(r"^\| `([\w.]+)` \| [^|]*\|$", DOCUMENT, flags=re.MULTILINE)

@@ -40,7 +40,7 @@ class FeatureSettings(Settings):
     """One feature channel: the student's projected feature against the teacher's cached one."""
 
     name: Literal["vision", "prompt"] = Field(description="vision: projector output; prompt: last hidden state")
-    options: dict[str, Any] = Field(default={}, description="settings of that channel, e.g. {project: teacher}")
+    options: dict[str, Any] = Field(default={}, description="settings of that channel, e.g. {focus: true}")
 
 
 class ObjectiveSettings(Settings):

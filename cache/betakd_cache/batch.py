@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from betakd_cache.codec import decode_groups, gap_table, join_ids
-from betakd_cache.layout import NUM_EXACT_RANKS, focus_name
+from betakd_cache.codec import decode_gaps, decode_groups, join_ids
+from betakd_cache.layout import focus_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,18 +88,11 @@ class CompactBatch:
         return join_ids(self.arrays["ids"], self.arrays.get("ids_high"))
 
     def gaps(self) -> NDArray[np.float32]:
-        """The gaps `[E]` in nats: ranks 2 to 4 and the gold entry from their own arrays, the rest from their codes."""
-        codes = self.arrays["gap"]
+        """The gaps `[E]` in nats, the gold entry's as exact as it is stored."""
+        codes, counts = self.arrays["gap"], self.arrays["tok_n"]
         if codes.dtype.kind == "f":
             return codes.astype(np.float32)
-        # `clip` skips a check that no code can fail: faster by a third.
-        gaps = gap_table(np.dtype(np.uint8)).take(codes, mode="clip")
-        counts = self.arrays["tok_n"]
-        starts = np.cumsum(counts, dtype=np.int64) - counts
-        top = gap_table(np.dtype(np.uint16)).take(self.arrays["gap_top"], mode="clip")
-        for rank in range(NUM_EXACT_RANKS):
-            has_rank = counts > rank + 1
-            gaps[starts[has_rank] + rank + 1] = top[has_rank, rank]
+        gaps = decode_gaps(codes, self.arrays["gap_top"], counts)
         gaps[self._is_gold(counts)] = self.arrays["gold_gap"]
         return gaps
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from betakd_cache.batch import CompactBatch
-from betakd_cache.codec import encode_gaps
+from betakd_cache.codec import NUM_WIDE_RANKS
 from betakd_cache.encode import sample_means, token_summaries
 from betakd_cache.errors import CacheError
-from betakd_cache.layout import NUM_EXACT_RANKS, CacheRules, array_specs
+from betakd_cache.layout import CacheRules, array_specs
 from betakd_cache.reader import TeacherCache, open_cache
 from betakd_cache.token_rule import TokenRule
 from betakd_cache.writer import CacheWriter
@@ -89,7 +89,10 @@ def narrow(batch: CompactBatch, rules: CacheRules, rule: TokenRule) -> CompactBa
     arrays["tok_n"] = np.bincount(token[kept], minlength=len(counts)).astype(arrays["tok_n"].dtype)
     arrays |= _widened_tail(batch, rule, columns, token, gaps, ~kept)
     if "gap_top" in arrays:
-        arrays["gap_top"] = _top_codes(arrays["gap_top"], gaps[kept], arrays["tok_n"].astype(np.int64))
+        # Codes of what stays are those of a prefix of the ranks, so they stay what they are; a gold entry that moves up
+        # comes last, and takes its gap from `gold_gap`.
+        has_rank = np.arange(1, NUM_WIDE_RANKS + 1) < arrays["tok_n"][:, None]
+        arrays["gap_top"] = np.where(has_rank, arrays["gap_top"], 0)
     bounds = np.concatenate(([0], np.cumsum(kept)))
     return CompactBatch(arrays, batch.token_ptr, bounds[batch.entry_ptr])
 
@@ -141,14 +144,6 @@ def _widened_tail(
         tail_lse[changed, column] = np.log(total)
     arrays = {"tail_lse": tail_lse, "tail_energy": tail_energy}
     return {name: array.astype(batch.arrays[name].dtype) for name, array in arrays.items()}
-
-
-def _top_codes(codes: NDArray[np.uint16], gaps: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """The codes `[N, 3]` of ranks 2 to 4, anew because a gold entry may have moved up; others come out the same."""
-    ranks = np.arange(1, NUM_EXACT_RANKS + 1)
-    has_rank = ranks < counts[:, None]
-    positions = np.where(has_rank, (np.cumsum(counts) - counts)[:, None] + ranks, 0)
-    return np.where(has_rank, encode_gaps(gaps[positions].astype(np.float32), codes.dtype), codes.dtype.type(0))
 
 
 def _narrowed_rule(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from betakd_cache.codec import encode_gaps, encode_groups, split_ids
 from betakd_cache.errors import CacheError
-from betakd_cache.layout import NUM_EXACT_RANKS, ArraySpec, CacheRules, array_specs, focus_name
+from betakd_cache.layout import ArraySpec, CacheRules, array_specs, focus_name
 from betakd_cache.record import TeacherRecord, joined
 
 
@@ -30,9 +30,11 @@ def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[s
         "tok_n": entry_counts,
         "ids": low,
         "ids_high": high,
-        "gap": gaps if rules.token_rule.exact else encode_gaps(gaps, np.dtype(np.uint8)),
-        "gap_top": _top_gaps(gaps, entry_counts, entries_before[:-1]),
     }
+    if rules.token_rule.exact:
+        arrays["gap"] = gaps
+    else:
+        arrays["gap"], arrays["gap_top"] = encode_gaps(gaps, entry_counts)
     for name in ("gold_gap", "tail_lse", "tail_energy"):
         arrays[name] = joined(records, name)
     if rules.logit_moments:
@@ -114,11 +116,3 @@ def _feature_arrays(
         if focus_name(name) in arrays:
             arrays[focus_name(name)][place] = record.focus[name]
     return arrays
-
-
-def _top_gaps(gaps: NDArray[np.float32], counts: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """The codes `[T, 3]` of ranks 2 to 4; 0 at a rank the token does not keep."""
-    ranks = np.arange(1, NUM_EXACT_RANKS + 1)
-    has_rank = ranks < counts[:, None]
-    positions = np.where(has_rank, starts[:, None] + ranks, 0)
-    return np.where(has_rank, encode_gaps(gaps[positions], np.dtype(np.uint16)), np.uint16(0))

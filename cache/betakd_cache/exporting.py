@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from betakd_cache import files
 from betakd_cache.batch import CompactBatch
-from betakd_cache.codec import GAP_LIMIT, GAP_SCALE, GROUP_SIZE
+from betakd_cache.codec import GROUP_SIZE
 from betakd_cache.errors import CacheError
 from betakd_cache.layout import ArraySpec, array_specs
 from betakd_cache.manifest import MANIFEST_NAME, Manifest
@@ -97,8 +97,8 @@ def _card(manifest: Manifest) -> str:
         "|---|---|---|---|",
         *rows,
         "",
-        f"A one-byte `gap` c means -{GAP_SCALE:g} ln(1 - c / 255 (1 - exp(-{GAP_LIMIT:g} / {GAP_SCALE:g}))) nats below "
-        "the largest logit; `gap_top` does so with 65535 for ranks 2 to 4; `gold_gap` is the gold entry's, plainly. "
+        "docs/cache-format.md says how `gap` and `gap_top` become nats below the largest logit; `gold_gap` is the gold "
+        "entry's, plainly. "
         f"A feature in int8 is its code times the scale of its group of {GROUP_SIZE} numbers.",
         "",
     ]

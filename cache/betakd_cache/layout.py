@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from betakd_cache.codec import GROUP_SIZE
+from betakd_cache.codec import GROUP_SIZE, NUM_WIDE_RANKS
 from betakd_cache.errors import CacheError
 from betakd_cache.token_rule import TokenRule
 
@@ -15,7 +15,6 @@ FORMAT_NAME = "betakd-cache"
 FORMAT_VERSION = 1
 WIDE_VOCABULARY = 65_536  # above it an id takes a second plane of one byte
 MAX_VOCABULARY = 2**24
-NUM_EXACT_RANKS = 3  # ranks 2, 3 and 4; the first rank is 0 by definition
 SAMPLE_COLUMNS = ("sample_id", "num_tokens", "gold_nll", "entropy", "kept_mass")
 RESERVED_COLUMNS = SAMPLE_COLUMNS
 MAX_PLACES = 2**16  # a place in focus is stored in two bytes
@@ -154,7 +153,7 @@ def array_specs(rules: CacheRules) -> tuple[ArraySpec, ...]:
         ArraySpec("ids", "<u2", "entry"),
         *([ArraySpec("ids_high", "|u1", "entry")] if wide else []),
         ArraySpec("gap", "<f4" if exact else "|u1", "entry"),
-        *([] if exact else [ArraySpec("gap_top", "<u2", "token", (NUM_EXACT_RANKS,))]),
+        *([] if exact else [ArraySpec("gap_top", "|u1", "token", (NUM_WIDE_RANKS,))]),
         ArraySpec("gold_gap", brief, "token"),
         ArraySpec("tail_lse", "<f4", "token", (num_temperatures,)),
         ArraySpec("tail_energy", brief, "token", (num_temperatures,)),

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from betakd_cache import CompactBatch, Manifest
-from betakd_cache.codec import GROUP_SIZE, gap_table
-from betakd_cache.layout import NUM_EXACT_RANKS, focus_name
+from betakd_cache.codec import GROUP_SIZE, NUM_WIDE_RANKS, UNITS_PER_NAT, step_table
+from betakd_cache.layout import focus_name
 from betakd_stages.targets import TeacherTargets
 
 MOMENTS = ("logit_max", "logit_mean", "logit_std")
@@ -78,10 +78,9 @@ def decoded_on(device: torch.device, batch: CompactBatch) -> Decoded:
     place.clamp_(max=max(len(batch.arrays["ids"]) - 1, 0))
     gold_ids, gold_gap = _ids(arrays, "token_ids"), arrays["gold_gap"].float()
     ids = _ids(arrays, "ids")[place].masked_fill(~kept, 0)
-    gaps = _gaps(arrays, device)[place]
+    gaps = arrays["gap"][place]
     if "gap_top" in arrays:
-        _restore_exact_ranks(gaps, arrays, device)
-        gaps = torch.where(ids == gold_ids[:, None], gold_gap[:, None], gaps)
+        gaps = torch.where(ids == gold_ids[:, None], gold_gap[:, None], _gaps(gaps, arrays["gap_top"]))
     token_counts = torch.from_numpy(np.diff(batch.token_ptr)).to(device)
     samples = torch.arange(len(token_counts), device=device)
     columns = {
@@ -134,16 +133,13 @@ def _ids(arrays: Mapping[str, Tensor], name: str) -> Tensor:
     return arrays[name].long() if high is None else arrays[name].long() | (high.long() << 16)
 
 
-def _gaps(arrays: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    codes = arrays["gap"]
-    return codes.float() if codes.is_floating_point() else _table("u1", device)[codes.long()]
-
-
-def _restore_exact_ranks(gaps: Tensor, arrays: Mapping[str, Tensor], device: torch.device) -> None:
-    """Overwrite the gaps of ranks 2 to 4, as far as there are columns, by their finer codes."""
-    top = _table("u2", device)[arrays["gap_top"].long()]
-    num_ranks = min(NUM_EXACT_RANKS, gaps.shape[1] - 1)
-    gaps[:, 1 : 1 + num_ranks] = top[:, :num_ranks]
+def _gaps(codes: Tensor, low: Tensor) -> Tensor:
+    """The gaps [N, K] in nats of codes [N, K] and the low bytes [N, 3] of ranks 2 to 4: see `codec.encode_gaps`."""
+    steps = _steps(codes.device)[codes.int()]
+    wide = (codes[:, 1 : 1 + NUM_WIDE_RANKS].int() << 8) | low[:, : codes.shape[1] - 1]
+    steps[:, :1] = 0
+    steps[:, 1 : 1 + NUM_WIDE_RANKS] = torch.diff(wide, dim=1, prepend=steps[:, :1])
+    return steps.cumsum(dim=1, dtype=torch.int32).float() / UNITS_PER_NAT
 
 
 def _feature(arrays: Mapping[str, Tensor], name: str) -> Tensor:
@@ -156,5 +152,5 @@ def _feature(arrays: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 @functools.cache
-def _table(code: str, device: torch.device) -> Tensor:
-    return torch.from_numpy(gap_table(np.dtype(code)).copy()).to(device)
+def _steps(device: torch.device) -> Tensor:
+    return torch.from_numpy(step_table().copy()).to(device)

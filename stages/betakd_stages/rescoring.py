@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from betakd_cache import CompactBatch, TeacherCache, open_cache
-from betakd_cache.codec import GAP_LIMIT, gap_table
-from betakd_cache.layout import NUM_EXACT_RANKS
+from betakd_cache.codec import NUM_WIDE_RANKS, UNITS_PER_NAT, step_table
 from betakd_stages.cached_targets import decode_batch
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import SampleSet
@@ -195,11 +194,12 @@ def _compare(cache: TeacherCache, batch: CompactBatch, logits: Tensor, tolerance
     """One sample's cached numbers against fresh logits `[N, V]`."""
     cached = decode_batch(batch, cache.manifest, logits.device).targets
     fresh = logits.gather(1, cached.ids)
-    is_exact = (cached.ids == cached.gold_ids[:, None]) | torch.tensor(cache.manifest.token_rule.exact)
-    stored = torch.where(is_exact, fresh, fresh.clamp(min=-GAP_LIMIT))  # as the format limits it
+    precision, is_limited = (torch.zeros_like(fresh), torch.zeros_like(cached.kept))
+    entry_precision, entry_is_limited = _precision(batch)
+    precision[cached.kept] = torch.from_numpy(entry_precision).to(logits.device)
+    is_limited[cached.kept] = torch.from_numpy(entry_is_limited).to(logits.device)
+    stored = torch.where(is_limited, torch.maximum(fresh, cached.logits.double()), fresh)
     others = logits.scatter(1, torch.where(cached.kept, cached.ids, cached.ids[:, :1]), -torch.inf)
-    precision = torch.zeros_like(fresh)
-    precision[cached.kept] = torch.from_numpy(_precision(batch)).to(logits.device)
     differences, unexplained, bucket_kl = [], [], []
     for temperature in cached.temperatures:
         partition = torch.logsumexp(logits / temperature, dim=1)
@@ -230,25 +230,22 @@ def _compare_ranks(cached: TeacherTargets, logits: Tensor, fresh: Tensor, tolera
     return np.array([total, num_same, num_tied, total - num_same - num_tied])
 
 
-def _precision(batch: CompactBatch) -> NDArray[np.float64]:
-    """How far, in nats, the format may store each kept gap `[E]` from what it was: half a step of its code."""
+def _precision(batch: CompactBatch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How far, in nats, the format may store each kept gap `[E]` from what it was: half a step of its code; and `[E]`
+    whether the code is the largest one, so that the gap may have been any larger."""
     codes = batch.arrays["gap"]
     if codes.dtype.kind == "f":
-        return np.zeros(len(codes))
-    precision = _half_steps(np.dtype(np.uint8))[codes]
+        return np.zeros(len(codes)), np.zeros(len(codes), bool)
     counts = batch.arrays["tok_n"].astype(np.int64)
-    starts = np.cumsum(counts) - counts
-    top = _half_steps(np.dtype(np.uint16))[batch.arrays["gap_top"]]
-    precision[starts] = 0.0
-    for rank in range(NUM_EXACT_RANKS):
-        has_rank = counts > rank + 1
-        precision[starts[has_rank] + rank + 1] = top[has_rank, rank]
+    rank = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    is_wide = rank <= NUM_WIDE_RANKS
+    # A gap that was overshot makes the next steps 0: their errors are at most that of the last step that was none.
+    source = np.maximum.accumulate(np.where(is_wide | (codes > 0), np.arange(len(codes)), 0))
+    nats = step_table() / UNITS_PER_NAT
+    steps = np.diff(nats, append=nats[-1], prepend=nats[0])
+    half_steps = np.maximum(steps[1:], steps[:-1]) / 2
+    precision = np.where(is_wide[source], 0.5 / UNITS_PER_NAT, half_steps[codes[source]])
+    precision = np.where(is_wide, precision, np.maximum(precision, half_steps[0]))
     gold = batch.ids() == np.repeat(batch.token_ids(), counts)
     precision[gold] = batch.float32("gold_gap") * FLOAT16_PRECISION
-    return precision
-
-
-def _half_steps(dtype: np.dtype) -> NDArray[np.float64]:
-    """Half the wider distance from the gap of each code to its neighbours', in nats."""
-    steps = np.diff(gap_table(dtype).astype(np.float64))
-    return np.maximum(np.append(steps, 0.0), np.append(0.0, steps)) / 2
+    return precision, ~gold & (codes == 255)

@@ -90,7 +90,7 @@ def read_shard(path: Path, manifest: dict[str, Any], entry: dict[str, Any]) -> I
         tokens |= {name: read_array(group, name, kind) for name, kind in kinds.items()}
     ids, gaps = read_ids(group, "ids", wide), read_array(group, "gap", "float32" if exact else "uint8")
     if not exact:
-        gaps = decode_gaps(gaps, ids, read_array(group, "gap_top", "uint16", 3), tokens)
+        gaps = decode_gaps(gaps, ids, read_array(group, "gap_top", "uint8", 3), tokens)
     token_bounds, entry_bounds = (read_array(group, *of) for of in (("sample_ptr", "uint32"), ("entry_ptr", "uint64")))
     rows = pq.read_table(path / f"{entry['shard']}.parquet").to_pylist()
     features = {name: read_feature(group, manifest, name) for name in manifest["feature_sizes"]}
@@ -116,13 +116,20 @@ def read_ids(group: Path, name: str, wide: bool) -> list[int]:
     return [a + 65536 * b for a, b in zip(low, high, strict=True)]
 
 
-def decode_gaps(codes: list[int], ids: list[int], top: list[list[int]], tokens: dict[str, list[Any]]) -> list[float]:
+STEPS = [round(2048 * -2 * math.log(1 - code / 255 * (1 - math.exp(-16 / 2)))) for code in range(256)]
+
+
+def decode_gaps(codes: list[int], ids: list[int], low: list[list[int]], tokens: dict[str, list[Any]]) -> list[float]:
     """The gaps of all entries of a compact shard."""
     gaps: list[float] = []
     for number, count in enumerate(tokens["tok_n"]):
-        start = len(gaps)
+        start, units = len(gaps), 0
         for rank in range(count):
-            code, levels = (top[number][rank - 1], 65535) if 1 <= rank <= 3 else (codes[start + rank], 255)
-            gap = -3 * math.log(1 - code / levels * (1 - math.exp(-24 / 3)))
-            gaps.append(tokens["gold_gap"][number] if ids[start + rank] == tokens["token_ids"][number] else gap)
+            code = codes[start + rank]
+            if rank >= 4:
+                units += STEPS[code]
+            elif rank >= 1:
+                units = 256 * code + low[number][rank - 1]
+            is_gold = ids[start + rank] == tokens["token_ids"][number]
+            gaps.append(tokens["gold_gap"][number] if is_gold else units / 2048)
     return gaps

@@ -1,5 +1,6 @@
 """Teacher records made from logits, straight from the definitions, in float64 NumPy."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,16 @@ def assert_equal_records(left: TeacherRecord, right: TeacherRecord) -> None:
     for name, places in left.focus.items():
         np.testing.assert_array_equal(places, right.focus[name], err_msg=name)
     assert dict(left.row) == dict(right.row)
+
+
+def stored_by_definition(gaps: list[float]) -> list[float]:
+    """What a reader of a compact cache finds of one token's gaps: codes are those that come nearest to the gaps."""
+    steps = [round(2048 * -2 * math.log(1 - code / 255 * (1 - math.exp(-8)))) for code in range(256)]
+    stored = [0]
+    for rank, gap in enumerate(gaps[1:], start=1):
+        units = round(gap * 2048)
+        if rank <= 3:
+            stored.append(min(units, 65_535))
+        else:
+            stored.append(stored[-1] + min(steps, key=lambda step: (abs(units - stored[-1] - step), step)))
+    return [units / 2048 for units in stored]

@@ -43,6 +43,7 @@ class ArrowRows(Sequence[Mapping[str, Any]]):
     def __init__(self, dataset: Any, name: str) -> None:
         self._dataset = dataset
         self.name = name
+        self.features = dataset.features  # a deep copy at every look
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -50,18 +51,13 @@ class ArrowRows(Sequence[Mapping[str, Any]]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return ArrowRow(self, index)
 
-    @property
-    def columns(self) -> list[str]:
-        """The names of the columns."""
-        return list(self._dataset.column_names)
-
     def cell(self, column: str, index: int) -> Any:
         """The Arrow scalar there; nothing is copied."""
         return self._dataset.data.column(column)[index]
 
     def label(self, column: str, value: Any) -> Any:
         """The name of a class label's number, None for a missing label; any other value as it is."""
-        feature = self._dataset.features[column]
+        feature = self.features[column]
         if not hasattr(feature, "int2str"):
             return value
         return feature.int2str(value) if value >= 0 else None
@@ -75,13 +71,16 @@ class ArrowRow(Mapping[str, Any]):
         self._index = index
 
     def __len__(self) -> int:
-        return len(self._rows.columns)
+        return len(self._rows.features)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows.columns)
+        return iter(self._rows.features)
+
+    def __contains__(self, column: object) -> bool:
+        return column in self._rows.features
 
     def __getitem__(self, column: str) -> Any:
-        if column not in self._rows.columns:
+        if column not in self:
             raise KeyError(column)
         cell = self._rows.cell(column, self._index)
         if not cell.is_valid:
@@ -90,7 +89,10 @@ class ArrowRow(Mapping[str, Any]):
             return self._image(cell, column, None)
         if isinstance(cell, pa.ListScalar | pa.LargeListScalar) and _is_image(cell.type.value_type):
             return [self._image(item, column, place) for place, item in enumerate(cell) if item.is_valid]
-        return self._rows.label(column, cell.as_py())
+        try:
+            return self._rows.label(column, cell.as_py())
+        except UnicodeDecodeError as error:
+            raise DataError(f"its {column!r} is not UTF-8 ({error.reason}): correct the text") from None
 
     def _image(self, cell: Any, column: str, place: int | None) -> Any:
         if pa.types.is_struct(cell.type) and not cell["bytes"].is_valid:

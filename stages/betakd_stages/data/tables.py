@@ -81,10 +81,11 @@ class Table:
 
 def cell(row: Row, column: str, option: str = "") -> Any:
     """The row's value in a column. Raises DataError where the row lacks it; `option` is the one that names it."""
-    if column in row:
+    try:
         return row[column]
-    remedy = f"name the column with {option}=COLUMN" if option else "add it"
-    raise DataError(f"it lacks {column!r} and has {', '.join(map(repr, row)) or 'nothing'}: {remedy}")
+    except KeyError:
+        remedy = f"name the column with {option}=COLUMN" if option else "add it"
+        raise DataError(f"it lacks {column!r} and has {', '.join(map(repr, row)) or 'nothing'}: {remedy}") from None
 
 
 def text_of(value: Any, what: str) -> str:

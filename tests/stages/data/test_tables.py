@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -145,6 +146,15 @@ def test_an_image_folder_cannot_be_left_by_a_link(tmp_path: Path) -> None:
     assert image is not None
     with pytest.raises(DataError, match="leaves the image folder"):
         image.load()
+
+
+def test_text_of_a_table_that_is_not_utf8_is_refused(folder: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 2], dtype=np.int32).tobytes())
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"A\xff")])
+    specification = write_parquet(folder, {"question": broken, "answer": ["a"]})
+    assert error(specification) == (
+        f"row 0 of {folder}/data.parquet: its 'question' is not UTF-8 (invalid start byte): correct the text"
+    )
 
 
 def test_a_missing_class_label_is_refused(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def cache_teacher(
     Raises DataError where more than `settings.max_rejected` samples fail; what was scored by then is kept.
     """
     samples = load_samples(settings.data)
-    loaded = load_model(settings.teacher, settings.precision)
+    loaded = load_model(settings.teacher, settings.precision, settings.max_length)
     teacher = make_teacher(settings, loaded)
     with open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer:
         wanted = samples[: settings.limit][part[0] :: part[1]]

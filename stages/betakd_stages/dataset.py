@@ -42,12 +42,9 @@ class EncodedSamples(Dataset):
                 f"{encoded.image_sha256} against {self._image_sha256[index]}). Give the images the cache was made "
                 "from, or run the teacher again"
             )
-        size_bytes = encoded.input_ids.nbytes * 2 + (
-            encoded.pixel_values.nbytes if encoded.pixel_values is not None else 0
-        )
-        if self._kept_bytes + size_bytes <= MEMORY_BYTES:
+        if self._kept_bytes + encoded.num_bytes <= MEMORY_BYTES:
             self._kept[index] = encoded
-            self._kept_bytes += size_bytes
+            self._kept_bytes += encoded.num_bytes
         return index, encoded
 
 

@@ -56,13 +56,6 @@ class Distiller(nn.Module):
         return dataclasses.replace(cached, targets=dataclasses.replace(cached.targets, gold_ids=rows.gold_ids))
 
 
-def freeze(student: PreTrainedModel, *, train_vision_tower: bool, train_projector: bool) -> None:
-    """Let gradients reach the language model, and the vision tower and projector only where asked."""
-    student.requires_grad_(True)
-    student.base_model.vision_tower.requires_grad_(train_vision_tower)
-    student.base_model.multi_modal_projector.requires_grad_(train_projector)
-
-
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that get a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]

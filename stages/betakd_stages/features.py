@@ -46,8 +46,16 @@ def arrange(tokens: Tensor, layout: str) -> Tensor:
     return cells.flatten(2).transpose(1, 2)
 
 
-def require_places(num_teacher_places: int, layout: str, num_student_tokens: int) -> None:
-    """Nothing; raises MismatchError where a student of so many visual tokens has no feature of the cache's layout."""
+def require_places(num_teacher_places: int, layout: str, num_student_tokens: int | None) -> None:
+    """Nothing; raises MismatchError where a student of so many visual tokens (None: it depends on the image) has no
+    feature of the cache's layout."""
+    if layout == POOLED:
+        return
+    if num_student_tokens is None:
+        raise MismatchError(
+            f"the cache holds vision as {layout}, the student's images differ in their number of visual tokens: cache "
+            "it pooled (--features vision,prompt), or leave the feature out"
+        )
     num_student_places = arrange(torch.zeros(1, num_student_tokens, 1), layout).shape[1]
     if layout == TOKENS and num_student_places != num_teacher_places:
         raise MismatchError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from betakd_cache import CompactBatch, TeacherCache
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
 from betakd_stages.encoding import Encoder
-from betakd_stages.errors import MismatchError
+from betakd_stages.errors import DataError, MismatchError
 
 CHUNK_SAMPLES = 4096
 
@@ -28,13 +28,16 @@ class MatchedSamples:
     num_dropped: int
 
 
-def match_cache(cache: TeacherCache, samples: SampleSet, encoder: Encoder, on_mismatch: str) -> MatchedSamples:
+def match_cache(
+    cache: TeacherCache, samples: SampleSet, encoder: Encoder, on_mismatch: str, *, own_prompts: bool = False
+) -> MatchedSamples:
     """The samples that cache and student agree on.
 
-    Raises MismatchError for another tokenizer or prompt template, always; for a sample that the cache lacks or whose
-    text or answer tokens differ, unless `on_mismatch` is "drop".
+    Raises MismatchError for another tokenizer, always; for another prompt template, unless `own_prompts` says that the
+    student may have its own; for a sample that the cache lacks, whose text or answer tokens differ or that the student
+    cannot take, unless `on_mismatch` is "drop".
     """
-    _check_encoder(cache, encoder)
+    _check_encoder(cache, encoder, own_prompts)
     known = set(cache.sample_ids.to_pylist())
     reasons = {
         sample.sample_id: _why_missing(cache, sample.sample_id) for sample in samples if sample.sample_id not in known
@@ -75,12 +78,14 @@ def _why_missing(cache: TeacherCache, sample_id: str) -> str:
     return "the cache holds no such sample"
 
 
-def _check_encoder(cache: TeacherCache, encoder: Encoder) -> None:
+def _check_encoder(cache: TeacherCache, encoder: Encoder, own_prompts: bool) -> None:
     own: dict[str, Any] = encoder.identity()
     remedies = {
         "tokenizer": "use a student with the teacher's tokenizer, or run the teacher again with another",
-        "prompt": "give the student the teacher's chat template, or run the teacher again",
+        "prompt": "give the student the teacher's chat template, run the teacher again, or allow it (prompts: own)",
     }
+    if own_prompts:
+        del remedies["prompt"]
     for part, remedy in remedies.items():
         for key, found in cache.manifest.identity[part].items():
             if own[part][key] != found:
@@ -95,7 +100,10 @@ def _compare_answers(samples: Sequence[Sample], batch: CompactBatch, encoder: En
     for sample, answer in zip(samples, cached, strict=True):
         if sample.sample_id in reasons:
             continue
-        _, labels = encoder.encode_text(sample)
-        own = labels[labels >= 0].numpy()
+        try:
+            own = encoder.answer_ids(sample).numpy()
+        except DataError as error:
+            reasons[sample.sample_id] = str(error)
+            continue
         if not np.array_equal(own, answer):
             reasons[sample.sample_id] = f"its answer is tokens {own.tolist()} here and {answer.tolist()} in the cache"

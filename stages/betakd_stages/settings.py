@@ -9,6 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from betakd_stages.feature_layouts import parse_feature
 
+MAX_LENGTH = "tokens of a sample at most, a longer one is refused, never cut; default: the model's context"
+
 
 class Settings(BaseModel):
     """Base of every group of settings."""
@@ -129,6 +131,10 @@ class DistillSettings(Settings):
         default="stop",
         description="samples whose answers, text or image differ from the cache's: stop, or drop and count",
     )
+    prompts: Literal["same", "own"] = Field(
+        default="same", description="the student's chat template: the cache's, or its own; answer tokens agree anyway"
+    )
+    max_length: int | None = Field(default=None, gt=0, description=MAX_LENGTH)
     seed: int = 0
     objective: ObjectiveSettings = ObjectiveSettings(energies=(EnergySettings(name="fkl"),))
     weighting: WeightingSettings = WeightingSettings()
@@ -148,6 +154,7 @@ class CacheTeacherSettings(Settings):
     teacher: str = Field(description="folder of the teacher, as saved by save_pretrained, or a run folder")
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer")
     limit: int | None = Field(default=None, gt=0, description="only the first so many samples")
+    max_length: int | None = Field(default=None, gt=0, description=MAX_LENGTH)
     batch_size: int = Field(default=16, gt=0, description="samples per forward pass")
     shard_samples: int = Field(default=1024, gt=0, description="samples per shard, the unit of commit and resume")
     top_k: int = Field(default=64, gt=0, description="entries kept per token at most")

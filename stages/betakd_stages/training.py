@@ -17,7 +17,7 @@ from betakd_cache import Manifest, TeacherCache, open_cache
 from betakd_cache.staging import LIMIT_BYTES
 from betakd_stages.data import load_samples
 from betakd_stages.dataset import EncodedSamples, make_collator, shuffled_within_lengths
-from betakd_stages.distiller import Distiller, freeze, save_weights
+from betakd_stages.distiller import Distiller, save_weights
 from betakd_stages.evaluation.benchmarks import exact_match
 from betakd_stages.evaluation.generation import greedy_answers
 from betakd_stages.evaluation.metrics import percent
@@ -25,6 +25,7 @@ from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.files import write_atomically
 from betakd_stages.matching import MatchedSamples, match_cache
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
+from betakd_stages.models.parts import freeze
 from betakd_stages.objective import Objective, build_objective
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
@@ -61,8 +62,14 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     if cache is None:
         matched = MatchedSamples(samples, torch.arange(len(samples)).numpy(), [], 0)
     else:
-        matched = match_cache(cache, samples, load_encoder(settings.student), settings.on_mismatch)
-    student = load_model(settings.student)
+        matched = match_cache(
+            cache,
+            samples,
+            load_encoder(settings.student, settings.max_length),
+            settings.on_mismatch,
+            own_prompts=settings.prompts == "own",
+        )
+    student = load_model(settings.student, max_length=settings.max_length)
     freeze(
         student.model,
         train_vision_tower=settings.training.train_vision_tower,

@@ -34,11 +34,9 @@ def test_cached_numbers_equal_the_teachers_full_logits(world: World, tmp_path: P
     model.model.multi_modal_projector.register_forward_hook(lambda *args: captured.append(args[-1]))
     for sample in load_samples(world.data):
         encoded = encoder.encode(sample)
-        assert encoded.pixel_values is not None
+        assert encoded.image_inputs
         with torch.no_grad():
-            output = model(
-                input_ids=encoded.input_ids[None], pixel_values=encoded.pixel_values[None], output_hidden_states=True
-            )
+            output = model(input_ids=encoded.input_ids[None], **encoded.image_inputs, output_hidden_states=True)
         rows = (encoded.labels[1:] != IGNORED).nonzero()[:, 0]
         logits = output.logits[0, rows].double().numpy()
         record = cache.record(int(cache.index_of([sample.sample_id])[0]))

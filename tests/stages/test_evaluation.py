@@ -34,12 +34,12 @@ def test_answers_and_confidences_equal_a_loop_that_runs_the_whole_model_for_each
     batched = [a for batch in greedy_answers(loaded, samples, batch_size=5, max_new_tokens=5) for a in batch]
     for sample, answer in zip(samples, batched, strict=True):
         prompt = loaded.encoder.encode_prompt(sample)
-        assert prompt.pixel_values is not None
+        assert prompt.image_inputs
         new: list[int] = []
         ids, log_probability = prompt.input_ids[None], 0.0
         while len(new) < 5 and (not new or new[-1] != loaded.encoder.tokenizer.eos_token_id):
             with torch.no_grad():
-                logits = loaded.model(input_ids=ids, pixel_values=prompt.pixel_values[None]).logits[0, -1].double()
+                logits = loaded.model(input_ids=ids, **prompt.image_inputs).logits[0, -1].double()
             new.append(int(logits.argmax()))
             log_probability += float(logits.log_softmax(0)[new[-1]])
             ids = torch.cat([ids, torch.tensor([[new[-1]]])], dim=1)

@@ -53,9 +53,9 @@ def projector_outputs(world: World) -> dict[str, np.ndarray]:
     found = {}
     for sample in load_samples(world.data):
         encoded = encoder.encode(sample)
-        assert encoded.pixel_values is not None
+        assert encoded.image_inputs
         with torch.no_grad():
-            model(input_ids=encoded.input_ids[None], pixel_values=encoded.pixel_values[None])
+            model(input_ids=encoded.input_ids[None], **encoded.image_inputs)
         found[sample.sample_id] = captured.pop()[0].double().numpy()
     return found
 
@@ -89,11 +89,9 @@ def test_the_focus_is_what_the_first_layer_attends_to_most_from_the_question(
     orders = set()
     for sample in load_samples(world.data):
         encoded = encoder.encode(sample)
-        assert encoded.pixel_values is not None
+        assert encoded.image_inputs
         with torch.no_grad():
-            output = model(
-                input_ids=encoded.input_ids[None], pixel_values=encoded.pixel_values[None], output_attentions=True
-            )
+            output = model(input_ids=encoded.input_ids[None], **encoded.image_inputs, output_attentions=True)
         weights = output.attentions[0][0].double().numpy()  # [heads, L, L]
         ids = encoded.input_ids.numpy()
         is_visual = ids == model.config.image_token_id

@@ -94,9 +94,9 @@ def full_logits(world: World, record: TeacherRecord) -> NDArray[np.float64]:
     model = LlavaForConditionalGeneration.from_pretrained(world.teacher).eval()
     sample = next(sample for sample in load_samples(world.data) if sample.sample_id == record.sample_id)
     encoded = load_encoder(world.teacher).encode(sample)
-    assert encoded.pixel_values is not None
+    assert encoded.image_inputs
     with torch.no_grad():
-        output = model(input_ids=encoded.input_ids[None], pixel_values=encoded.pixel_values[None])
+        output = model(input_ids=encoded.input_ids[None], **encoded.image_inputs)
     return output.logits[0, (encoded.labels[1:] >= 0).nonzero()[:, 0]].double().numpy()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from betakd_stages.data.sample import Sample
+from betakd_stages.encoding import model_inputs
 from betakd_stages.models.loading import LoadedModel
 
 
@@ -22,14 +23,12 @@ def greedy_answers(
 ) -> Iterator[list[Answer]]:
     """The answers, batch by batch in order. The model stays where it is; prompts are padded on the left."""
     model, encoder = loaded.model.eval(), loaded.encoder
+    # Nobody trains the head's rows behind the tokenizer's last token: they are no answers.
+    padding_rows = list(range(encoder.vocabulary_size, model.get_output_embeddings().weight.shape[0]))
     for start in range(0, len(samples), batch_size):
         encoded = [encoder.encode_prompt(sample) for sample in samples[start : start + batch_size]]
         batch = encoder.collate(encoded, padding_side="left")
-        inputs = {
-            name: batch[name].to(model.device)
-            for name in ("input_ids", "attention_mask", "pixel_values")
-            if name in batch
-        }
+        inputs = {name: value.to(model.device) for name, value in model_inputs(batch).items()}
         with torch.inference_mode():
             output = model.generate(
                 **inputs,
@@ -37,14 +36,15 @@ def greedy_answers(
                 max_new_tokens=max_new_tokens,
                 output_scores=True,
                 return_dict_in_generate=True,
-                pad_token_id=encoder.tokenizer.pad_token_id,
-                eos_token_id=encoder.tokenizer.eos_token_id,
+                pad_token_id=encoder.pad_token_id,
+                eos_token_id=encoder.end_token_ids,
+                suppress_tokens=padding_rows or None,
             )
             new_ids = output.sequences[:, inputs["input_ids"].shape[1] :]
             log_probabilities = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
         # Count the end token itself, nothing behind it; the padding token may be the end token.
-        ended = (new_ids == encoder.tokenizer.eos_token_id).cumsum(dim=1)
-        behind_end = ended - (new_ids == encoder.tokenizer.eos_token_id).int() > 0
+        is_end = torch.isin(new_ids, torch.tensor(encoder.end_token_ids, device=new_ids.device)).int()
+        behind_end = is_end.cumsum(dim=1) - is_end > 0
         confidences = log_probabilities.masked_fill(behind_end, 0.0).sum(dim=1).exp().tolist()
         texts = encoder.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
         yield [Answer(text.strip(), confidence) for text, confidence in zip(texts, confidences, strict=True)]

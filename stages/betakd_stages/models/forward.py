@@ -5,7 +5,8 @@ elsewhere, to the answer rows only.
 B samples, L tokens, D hidden size, N supervised tokens of the batch, P places of a feature.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from betakd_cache import FeatureLayout
-from betakd_stages.encoding import IGNORED
+from betakd_stages.encoding import IGNORED, model_inputs
+from betakd_stages.errors import ModelError
 from betakd_stages.features import arrange
 
 
@@ -37,17 +39,22 @@ def answer_rows(
     tokens before the first answer (image tokens included).
     """
     labels, layouts = batch["labels"], layouts or {}
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values") if name in batch}
-    # The base model, called without the head: logits over every position would be the largest tensor by far.
-    outputs = model.base_model(**inputs, use_cache=False)
-    states = outputs.last_hidden_state
+    with _embeddings(model) as embeddings:
+        # The base model, called without the head: logits over every position would be the largest tensor by far.
+        states = model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state
     predicts = labels[:, 1:] != IGNORED
     features, present = {}, {}
     if "prompt" in layouts:
         features["prompt"] = _masked_mean(states, prompt_positions(batch))
         present["prompt"] = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
     if "vision" in layouts:
-        features["vision"] = _vision(outputs.image_hidden_states, batch["has_image"], layouts["vision"], states)
+        if not embeddings or embeddings[0] is None:
+            raise ModelError(
+                f"a model of type {model.config.model_type!r} gives its language model no visual tokens: leave the "
+                "feature vision out (--features prompt)"
+            )
+        visual = (batch["input_ids"] == model.config.image_token_id) & batch["attention_mask"].bool()
+        features["vision"] = _vision(embeddings[0], visual, layouts["vision"])
         present["vision"] = batch["has_image"]
     return AnswerRows(
         hidden=states[:, :-1][predicts],
@@ -66,13 +73,32 @@ def prompt_positions(batch: Mapping[str, Tensor]) -> Tensor:
     return (positions < first_answer) & batch["attention_mask"].bool()
 
 
-def _vision(images: Tensor | None, has_image: Tensor, layout: FeatureLayout, states: Tensor) -> Tensor:
-    """The feature of every sample, from the visual tokens of those with an image, in order; None if none has one."""
-    if images is None:
-        zeros = 0 * states[:, 0]  # of the student's graph, as a feature must be in training
+@contextlib.contextmanager
+def _embeddings(model: PreTrainedModel) -> Iterator[list[Tensor | None]]:
+    """A list that gets what enters the language model, `[B, L, D]`: the projector's output where visual tokens are.
+
+    Taken there, it means the same in every family, whatever a model hands out beside its last hidden state.
+    """
+    captured: list[Tensor | None] = []
+    handle = model.get_decoder().register_forward_pre_hook(
+        lambda module, arguments, named: captured.append(named.get("inputs_embeds")), with_kwargs=True
+    )
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def _vision(embeddings: Tensor, visual: Tensor, layout: FeatureLayout) -> Tensor:
+    """The feature of every sample, from its visual tokens: the embeddings `[B, L, D]` at the positions `[B, L]`."""
+    counts = visual.sum(dim=1)
+    if not counts.any():
+        zeros = 0 * embeddings[:, 0]  # of the student's graph, as a feature must be in training
         return zeros if layout.is_pooled else zeros[:, None].expand(-1, layout.num_places, -1)
-    arranged = arrange(images.reshape(int(has_image.sum()), -1, images.shape[-1]), layout.name)
-    rows = arranged.new_zeros(len(has_image), *arranged.shape[1:])
+    has_image = counts > 0
+    images = embeddings[visual].split(counts[has_image].tolist())
+    arranged = torch.cat([arrange(tokens[None], layout.name) for tokens in images])
+    rows = arranged.new_zeros(len(counts), *arranged.shape[1:])
     return rows.masked_scatter(has_image.view(-1, *[1] * (arranged.ndim - 1)), arranged)
 
 

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from betakd_stages.encoding import Encoder, LlavaEncoder
-from betakd_stages.errors import ModelError, UserError
+from betakd_stages.encoding import Encoder, LlavaEncoder, ProcessorEncoder
+from betakd_stages.errors import ConfigError, ModelError, UserError
+from betakd_stages.models.guards import require_usable
 from betakd_stages.models.mobilevlm.encoder import MobileVlmEncoder
 from betakd_stages.models.mobilevlm.model import MobileVlmForConditionalGeneration
 
 ENCODERS: dict[str, type[Encoder]] = {"llava": LlavaEncoder, "mobilevlm": MobileVlmEncoder}
-MODELS: dict[str, Any] = {"llava": AutoModelForImageTextToText, "mobilevlm": MobileVlmForConditionalGeneration}
-"""Both by the `model_type` of config.json."""
+MODELS: dict[str, Any] = {"mobilevlm": MobileVlmForConditionalGeneration}
+"""Both by the `model_type` of config.json; every other family of transformers is read through its own processor."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,29 +52,41 @@ def model_folder(path: str | Path) -> Path:
     raise ModelError(f"{path} holds no config.json: expected a folder written by save_pretrained, or a run folder")
 
 
-def load_encoder(path: str | Path) -> Encoder:
-    """The encoder of a model folder, without reading the weights. Raises ModelError for an unsupported family."""
+def load_encoder(path: str | Path, max_length: int | None = None) -> Encoder:
+    """The encoder of a model folder, without reading the weights; samples have at most `max_length` tokens.
+
+    Raises ModelError for an unsupported family, ConfigError for more tokens than the model's context.
+    """
     folder = model_folder(path)
     family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if family not in ENCODERS:
-        raise ModelError(f"{folder} is of model type {family!r}: supported are {', '.join(ENCODERS)}")
+    if family not in ENCODERS and family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ModelError(
+            f"{folder} is of model type {family!r}: supported are {', '.join(ENCODERS)} and the image-text models of "
+            "transformers (AutoModelForImageTextToText)"
+        )
     try:
-        return ENCODERS[family].load(folder)
+        encoder = ENCODERS.get(family, ProcessorEncoder).load(folder)
     except UserError:
         raise
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} lacks a tokenizer or an image processor ({_first_line(error)})") from None
+    if max_length is not None:
+        context = encoder.max_length
+        if context is not None and max_length > context:
+            raise ConfigError(f"max_length is {max_length}, the context of {folder} is {context} tokens: lower it")
+        encoder.max_length = max_length
+    return encoder
 
 
-def load_model(path: str | Path, precision: str = "fp32") -> LoadedModel:
+def load_model(path: str | Path, precision: str = "fp32", max_length: int | None = None) -> LoadedModel:
     """The model, on the GPU where there is one, and encoder of a model folder or run folder.
 
-    Raises ModelError where they cannot be loaded.
+    Raises ModelError where they cannot be loaded or do not belong together, and as `load_encoder` does.
     """
-    encoder = load_encoder(path)
+    encoder = load_encoder(path, max_length)
     folder = model_folder(path)
     try:
-        model, report = MODELS[encoder.config.model_type].from_pretrained(
+        model, report = MODELS.get(encoder.config.model_type, AutoModelForImageTextToText).from_pretrained(
             folder,
             local_files_only=True,
             dtype=PRECISIONS[precision],
@@ -85,6 +99,7 @@ def load_model(path: str | Path, precision: str = "fp32") -> LoadedModel:
     _require_complete(folder, report)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
+    require_usable(model, encoder)
     return LoadedModel(model, encoder, folder)
 
 

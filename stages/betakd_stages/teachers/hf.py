@@ -63,6 +63,12 @@ class HuggingFaceTeacher:
         if layout == POOLED:
             return FeatureLayout()
         num_tokens = self._loaded.encoder.num_image_tokens
+        if num_tokens is None:
+            raise ConfigError(
+                f"layout {layout!r} needs the same number of visual tokens for every image, which this teacher "
+                "(model type "
+                f"{self._loaded.model.config.model_type!r}) does not have: choose vision (pooled)"
+            )
         if self._vision_focus > num_tokens:
             raise ConfigError(
                 f"vision_focus is {self._vision_focus}, but an image is {num_tokens} visual tokens of this teacher: "
@@ -117,7 +123,7 @@ class HuggingFaceTeacher:
             return answer_rows(self._model, batch, self._layouts), [[] for _ in batch["labels"]]
         with first_layer_attention(self._model) as captured:
             rows = answer_rows(self._model, batch, self._layouts)
-        image_token_id = self._loaded.model.config.image_token_id
+        image_token_id = self._loaded.encoder.image_token_id
         found = iter(visual_focus(captured[0], batch, image_token_id, self._vision_focus).tolist())
         return rows, [next(found) if has_image else [] for has_image in batch["has_image"].tolist()]
 

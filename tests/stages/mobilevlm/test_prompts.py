@@ -97,8 +97,8 @@ def test_the_prompt_at_inference_is_the_one_of_training_up_to_the_answer(v1: Mob
     )
     batch = v1.processor(images=GreyImage().load().pixels, text=text)
     assert batch["input_ids"][0].tolist() == prompt.input_ids.tolist()
-    assert prompt.pixel_values is not None
-    assert batch["pixel_values"][0].tolist() == prompt.pixel_values.tolist()
+    assert prompt.image_inputs
+    assert batch["pixel_values"][0].tolist() == prompt.image_inputs["pixel_values"][0].tolist()
 
 
 def test_the_processor_pads_on_the_left_and_masks_the_padding(v1: MobileVlmEncoder) -> None:

@@ -11,11 +11,8 @@ entries and the tail, as stored, from what they were. Bytes are those of all arr
 
 import argparse
 import json
-import re
-import sysconfig
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +23,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmark_teachers import Floats, Teacher, bisect, entropies, language_model, simulated_teacher, softmax
 from betakd_cache import CacheWriter, TeacherRecord, TokenRule, open_cache
 
-Floats = NDArray[np.float64]
 TEMPERATURES = (1.0, 2.0)
 STUDENT_KL = {"mid": 0.2, "late": 0.02}
-CHUNK_TOKENS = 50
 SETTINGS = {
     "ours, top_p 0.999": TokenRule(temperatures=TEMPERATURES),
     "ours, top_p 0.99": TokenRule(top_p=0.99, temperatures=TEMPERATURES),
@@ -39,23 +35,6 @@ SETTINGS = {
     "ours, K = 64": TokenRule(top_p=1.0, temperatures=TEMPERATURES),
     "ours, exact, K = 64": TokenRule(top_p=1.0, temperatures=TEMPERATURES, exact=True),
 }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Teacher:
-    """Logits `[n, V]` of consecutive chunks of tokens, at any time the same, and the gold ids `[N]`."""
-
-    name: str
-    vocabulary_size: int
-    num_tokens: int
-    chunk: Callable[[int], Floats]
-    gold: NDArray[np.int64]
-
-    def chunks(self) -> Iterator[tuple[slice, Floats]]:
-        """(tokens, logits) from first to last."""
-        for start in range(0, self.num_tokens, CHUNK_TOKENS):
-            stop = min(start + CHUNK_TOKENS, self.num_tokens)
-            yield slice(start, stop), self.chunk(start // CHUNK_TOKENS)[: stop - start]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +74,7 @@ def measure(teacher: Teacher, console: Console) -> list[dict[str, Any]]:
     codecs |= {name: quantised(top, codec, size) for name, (codec, size) in OTHERS.items()}
     sums = {kl: student_sums(teacher, codecs, target) for kl, target in STUDENT_KL.items()}
     kept = (codecs["ours, top_p 0.999"].probabilities[1.0] > 0).sum(axis=1)
-    entropy = np.mean([entropies(logits, 1.0).mean() for _, logits in teacher.chunks()])
+    entropy = np.mean([entropies(logits).mean() for _, logits in teacher.chunks()])
     console.print(
         f"{teacher.name}: mean entropy {entropy:.3f} nats; top_p 0.999 keeps {kept.mean():.1f} entries on average, "
         f"{100 * (kept == 64).mean():.1f} % of the tokens are at the cap of 64"
@@ -309,81 +288,6 @@ def top_entries(teacher: Teacher, k: int = 64) -> TopEntries:
     )
 
 
-def simulated_teacher(num_tokens: int, vocabulary_size: int = 151_936) -> Teacher:
-    """Logits that fall with the logarithm of the rank, as words do; how steeply differs from token to token."""
-
-    def raw(number: int) -> Floats:
-        generator = np.random.default_rng(1000 + number)
-        steepness = 1 + generator.gamma(3.0, 0.5, (CHUNK_TOKENS, 1))
-        return steepness * generator.standard_exponential((CHUNK_TOKENS, vocabulary_size))
-
-    return scaled_teacher("simulated", vocabulary_size, num_tokens, raw, None)
-
-
-def language_model(num_tokens: int, num_steps: int, vocabulary_size: int = 32_000) -> Teacher:
-    """A feed-forward model of the next word from the last eight, trained on the standard library's source text."""
-    torch.manual_seed(0)
-    words = library_words(vocabulary_size)
-    held_out, training = torch.tensor(words[: 4 * num_tokens + 8]), torch.tensor(words[4 * num_tokens + 8 :])
-    embedding = torch.nn.Embedding(vocabulary_size, 96)
-    body = torch.nn.Sequential(
-        torch.nn.Linear(768, 256), torch.nn.GELU(), torch.nn.Linear(256, 96), torch.nn.LayerNorm(96)
-    )
-    torch.nn.init.normal_(embedding.weight, std=0.1)
-    optimizer = torch.optim.Adam([*embedding.parameters(), *body.parameters()], lr=2e-3)
-    for _ in range(num_steps):
-        ends = torch.randint(8, len(training), (512,))
-        context = training[ends[:, None] + torch.arange(-8, 0)]
-        logits = body(embedding(context).flatten(1)) @ embedding.weight.T
-        loss = torch.nn.functional.cross_entropy(logits, training[ends])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    ends = torch.arange(8, 4 * num_tokens + 8, 4)
-    with torch.no_grad():
-        hidden = body(embedding(held_out[ends[:, None] + torch.arange(-8, 0)]).flatten(1)).double().numpy()
-    table = embedding.weight.detach().double().numpy()
-
-    def raw(number: int) -> Floats:
-        return hidden[number * CHUNK_TOKENS : (number + 1) * CHUNK_TOKENS] @ table.T
-
-    return scaled_teacher("language model", vocabulary_size, num_tokens, raw, held_out[ends].numpy())
-
-
-def library_words(vocabulary_size: int) -> list[int]:
-    """The standard library's top-level modules as ids of words, marks and line ends; the last id is any other word."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    text = "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.py")))
-    words = re.findall(r"\w+|[^\w\s]|\n *", text)
-    common = [word for word, _ in Counter(words).most_common(vocabulary_size - 1)]
-    numbers = {word: number for number, word in enumerate(common)}
-    return [numbers.get(word, vocabulary_size - 1) for word in words]
-
-
-def scaled_teacher(
-    name: str, vocabulary_size: int, num_tokens: int, raw: Callable[[int], Floats], gold: NDArray[np.int64] | None
-) -> Teacher:
-    """The teacher whose logits are `raw` times the number that brings the mean entropy to 1 nat, rounded to float32.
-
-    Without gold ids, they are drawn from its distribution.
-    """
-    num_chunks = num_tokens // CHUNK_TOKENS
-    sample = np.concatenate([raw(number) for number in range(0, num_chunks, max(num_chunks // 8, 1))])
-    scale = bisect(lambda scale: -entropies(scale * sample, 1.0).mean(), -1.0, 0.05, 50.0)
-
-    def chunk(number: int) -> Floats:
-        return (scale * raw(number)).astype(np.float32).astype(np.float64)
-
-    if gold is None:
-        generator = np.random.default_rng(5)
-        numbers = range(-(-num_tokens // CHUNK_TOKENS))
-        drawn = [
-            np.argmax(chunk(number) + generator.gumbel(size=(CHUNK_TOKENS, vocabulary_size)), 1) for number in numbers
-        ]
-        gold = np.concatenate(drawn)[:num_tokens]
-    return Teacher(name, vocabulary_size, num_tokens, chunk, gold)
-
-
 def noise_scale(teacher: Teacher, target_kl: float) -> float:
     """The scale of the student's noise at which the mean KL of the first chunk is `target_kl`."""
     tokens, logits = next(teacher.chunks())
@@ -400,26 +304,6 @@ def noise_scale(teacher: Teacher, target_kl: float) -> float:
 def student_noise(number: int, shape: tuple[int, ...]) -> Floats:
     """Standard normal noise, the same for the same chunk."""
     return np.random.default_rng(7_000_000 + number).normal(size=shape)
-
-
-def bisect(function: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """Where a rising function reaches `target`."""
-    for _ in range(20):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if function(middle) < target else (low, middle)
-    return (low * high) ** 0.5
-
-
-def entropies(logits: Floats, temperature: float) -> Floats:
-    """The entropy `[n]` in nats."""
-    p = softmax(logits / temperature)
-    return -(p * np.log(np.maximum(p, 1e-300))).sum(axis=1)
-
-
-def softmax(logits: Floats) -> Floats:
-    """Probabilities along the last axis."""
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 if __name__ == "__main__":

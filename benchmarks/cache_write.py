@@ -50,7 +50,7 @@ def main() -> None:
         table.add_column(name, justify="left" if name == "setting" else "right")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:,.0f}" for value in row.values()))
-    Console().print(table)
+    Console(width=120).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -117,7 +117,8 @@ class _TailSums:
     def __init__(self, plan: PassPlan, learned: tuple[Tensor, ...], tiles: Tiles) -> None:
         self.tiles = tiles
         self.scales = _scales(plan, learned)
-        self.with_means = plan.tail_means or bool(learned)
+        # The gradient of a learned temperature needs its mean.
+        self.with_mean = [plan.tail_means or isinstance(scale, Tensor) for scale in self.scales]
         self.maximum = tiles.zeros(tiles.num_tokens, 1) + FLOOR
         self.sums = [tiles.zeros(tiles.num_tokens, 1) for _ in self.scales]
         self.firsts = [tiles.zeros(tiles.num_tokens, 1) for _ in self.scales]
@@ -134,12 +135,12 @@ class _TailSums:
                 torch.sub(tile, maximum, out=powers).div_(scale).exp_()
             rescale = (shift / scale).exp_()
             self.sums[column] = self.sums[column] * rescale + powers.sum(dim=1, keepdim=True)
-            if self.with_means:
+            if self.with_mean[column]:
                 first = torch.linalg.vecdot(powers, tile).unsqueeze(1)
                 self.firsts[column] = self.firsts[column] * rescale + first
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """The tail's logsumexp and mean, `[N, M]`; -inf and 0 where it is empty."""
+        """The tail's logsumexp and mean, `[N, M]`; -inf and 0 where it is empty, means 0 too where none is wanted."""
         sums, scales = self.sums, self.scales
         lse = [total.log() + self.maximum / scale for total, scale in zip(sums, scales, strict=True)]
         means = [first / total for first, total in zip(self.firsts, sums, strict=True)]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 MASKED = -1e30
 """A logit that is not there. Finite, so that 0 * MASKED is 0."""
-TILE_BYTES = 32 * 2**20
+TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 32 * 2**20}
+"""A tile's logits: in the processor's cache, or large enough for the launches of a GPU."""
 MIN_TILE_COLUMNS = 8192
 
 
@@ -62,7 +63,8 @@ class Tiles:
         self.num_tokens = len(hidden)
         self.operand_dtype = operand_dtype(hidden.device, hidden.dtype)
         self.operand = hidden.to(self.operand_dtype)
-        columns = max(MIN_TILE_COLUMNS, TILE_BYTES // max(1, self.num_tokens * self.dtype.itemsize))
+        tile_bytes = TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
+        columns = max(MIN_TILE_COLUMNS, tile_bytes // max(1, self.num_tokens * self.dtype.itemsize))
         self.columns = min(plan.tile_columns or columns, plan.vocabulary_size)
         self.rows = torch.arange(self.num_tokens, device=hidden.device)
         self._buffers: dict[str, Tensor] = {}

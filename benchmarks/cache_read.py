@@ -2,7 +2,7 @@
 
     python benchmarks/cache_read.py [--quick] [--json FILE]
 
-The flat memory map holds the same arrays in one file each, without shards, cut out with NumPy's slices; the map of int32
+The flat memory map holds the same arrays in one file each, without shards, cut out by slices of NumPy; the map of int32
 and fp32 holds what needs no decoding, at five times the size. Every pair times the flat map and a candidate on the same
 batch, one after the other; `speed` is the flat map's time over the candidate's, its median and the middle half of the
 pairs. Everything lies in the page cache.

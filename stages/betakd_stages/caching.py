@@ -4,21 +4,26 @@ Several processes may share the work, each with a part (i, n). Samples are dealt
 to a sample, a wider limit moves none from one part to another, and the manifest binds the order by its fingerprint.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from betakd_cache import CacheWriter, TeacherRecord, TokenRule, info
+from betakd_stages.batching import PreparedSample, length_buckets, prepared_windows
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
-from betakd_stages.encoding import EncodedSample, Encoder
+from betakd_stages.encoding import Encoder
 from betakd_stages.errors import DataError
-from betakd_stages.models.loading import LoadedModel, load_model
+from betakd_stages.grounding import check_grounding
+from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
+from betakd_stages.models.placement import Placement
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
-from betakd_stages.teachers.hf import HuggingFaceTeacher, Scored
+from betakd_stages.teachers.hf import HuggingFaceTeacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +51,11 @@ def cache_teacher(
 ) -> CacheSummary:
     """Score every sample of this part that `out` does not hold yet; the last part completes the cache.
 
-    Raises DataError where more than `settings.max_rejected` samples fail; what was scored by then is kept.
+    Raises DataError where more than `settings.max_rejected` samples fail; all before the one too many is kept. Raises
+    ModelError where the teacher hardly looks at images and `settings.require_grounding` says to stop then.
     """
     samples = load_samples(settings.data)
-    loaded = load_model(settings.teacher, settings.precision, settings.max_length)
+    loaded = load_teacher(settings)
     teacher = make_teacher(settings, loaded)
     with open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer:
         wanted = samples[: settings.limit][part[0] :: part[1]]
@@ -57,9 +63,12 @@ def cache_teacher(
         missing = chosen_samples(
             wanted, [number for number, sample in enumerate(wanted) if sample.sample_id not in stored]
         )
+        if missing and part[0] == 0:
+            check_grounding(teacher, loaded.encoder, missing, required=settings.require_grounding)
+        encoders = preparing_encoders(settings, loaded)
         progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
         try:
-            num_new = score_all(missing, teacher, loaded.encoder, writer, settings, progress)
+            num_new = score_all(missing, teacher, encoders, writer, settings, progress)
         finally:
             writer.flush()
             progress.finish()
@@ -84,6 +93,18 @@ def token_rule(settings: CacheTeacherSettings) -> TokenRule:
         temperatures=settings.temperatures,
         exact=settings.exact,
     )
+
+
+def load_teacher(settings: CacheTeacherSettings) -> LoadedModel:
+    """The model and encoder of these settings. Raises UserError as `load_model` does."""
+    placement = Placement(settings.attention, settings.device_map, settings.quantisation)
+    return load_model(settings.teacher, settings.precision, settings.max_length, placement)
+
+
+def preparing_encoders(settings: CacheTeacherSettings, loaded: LoadedModel) -> list[Encoder]:
+    """One encoder for each thread that prepares samples."""
+    others = range(settings.preparing_threads - 1)
+    return [loaded.encoder, *(load_encoder(loaded.folder, loaded.encoder.max_length) for _ in others)]
 
 
 def make_teacher(settings: CacheTeacherSettings, loaded: LoadedModel) -> HuggingFaceTeacher:
@@ -123,47 +144,81 @@ def data_identity(samples: SampleSet) -> dict[str, Any]:
 def score_all(
     missing: Sequence[Sample],
     teacher: HuggingFaceTeacher,
-    encoder: Encoder,
+    encoders: Sequence[Encoder],
     writer: CacheWriter,
     settings: CacheTeacherSettings,
     progress: Progress,
 ) -> int:
-    """How many records went to the writer. Raises DataError where too many samples cannot be scored."""
-    num_new = num_rejected = 0
+    """How many records went to the writer. Raises DataError where too many samples cannot be scored.
 
-    def reject(sample_id: str, reason: str) -> None:
-        nonlocal num_rejected
-        num_rejected += 1
-        if num_rejected > settings.max_rejected:
+    While a window of samples is scored, the next is prepared and the one before is written, each in threads of its own.
+    """
+    store = _Store(writer, settings.max_rejected)
+    stored: Future[None] | None = None
+    windows = prepared_windows(missing, encoders, settings.batch_size * settings.bucket_window)
+    with contextlib.closing(windows), ThreadPoolExecutor(1, thread_name_prefix="store") as storing:
+        for window in windows:
+            outcomes = _score_window(window, teacher, settings, progress)
+            if stored is not None:
+                stored.result()
+            stored = storing.submit(store.keep, outcomes)
+        if stored is not None:
+            stored.result()
+    return store.num_new
+
+
+def _score_window(
+    window: list[PreparedSample], teacher: HuggingFaceTeacher, settings: CacheTeacherSettings, progress: Progress
+) -> list[tuple[Sample, TeacherRecord | str]]:
+    """What became of each sample, in order: its record, or the reason why there is none; none past one too many."""
+    failed = [place for place, sample in enumerate(window) if sample.encoded is None]
+    if len(failed) > settings.max_rejected:
+        window = window[: failed[settings.max_rejected] + 1]
+    encoded = [sample.encoded for sample in window if sample.encoded is not None]
+    outcomes: dict[str, TeacherRecord | str] = {}
+    for bucket in length_buckets([len(sample.input_ids) for sample in encoded], settings.batch_size):
+        scored = teacher.score([encoded[place] for place in bucket])
+        outcomes.update({record.sample_id: record for record in scored.records})
+        outcomes.update(scored.rejected)
+        progress.advance(len(bucket))
+    progress.advance(len(window) - len(encoded))
+    return [(prepared.sample, outcomes.get(prepared.sample.sample_id, prepared.reason)) for prepared in window]
+
+
+class _Store:
+    """Where outcomes go: records into the writer, reasons into its list of rejected samples, up to a limit."""
+
+    def __init__(self, writer: CacheWriter, max_rejected: int) -> None:
+        self._writer, self._max_rejected = writer, max_rejected
+        self.num_new = self.num_rejected = 0
+
+    def keep(self, outcomes: Sequence[tuple[Sample, TeacherRecord | str]]) -> None:
+        """Store outcomes in their order. Raises DataError at the first rejected sample that is one too many."""
+        records: list[TeacherRecord] = []
+        for sample, outcome in outcomes:
+            if isinstance(outcome, TeacherRecord):
+                records.append(_with_row(outcome, sample))
+                continue
+            self._extend(records)
+            records = []
+            self._reject(sample.sample_id, outcome)
+        self._extend(records)
+
+    def _extend(self, records: Sequence[TeacherRecord]) -> None:
+        self._writer.extend(records)
+        self.num_new += len(records)
+
+    def _reject(self, sample_id: str, reason: str) -> None:
+        self.num_rejected += 1
+        if self.num_rejected > self._max_rejected:
             raise DataError(
                 f"sample {sample_id}: {reason}. Mend it and run the same command again, or let "
-                f"--set max_rejected=N record and skip up to N such samples (now {settings.max_rejected})"
+                f"--set max_rejected=N record and skip up to N such samples (now {self._max_rejected})"
             )
-        writer.reject(sample_id, reason)
-
-    for batch in _batches(missing, settings.batch_size):
-        encoded: list[EncodedSample] = []
-        for sample in batch:
-            try:
-                encoded.append(encoder.encode(sample))
-            except DataError as error:
-                reject(sample.sample_id, str(error))
-        scored = teacher.score(encoded) if encoded else Scored([], {})
-        by_id = {sample.sample_id: sample for sample in batch}
-        writer.extend([_with_row(record, by_id[record.sample_id]) for record in scored.records])
-        num_new += len(scored.records)
-        for sample_id, reason in scored.rejected.items():
-            reject(sample_id, reason)
-        progress.advance(len(batch))
-    return num_new
+        self._writer.reject(sample_id, reason)
 
 
 def _with_row(record: TeacherRecord, sample: Sample) -> TeacherRecord:
     """The record with the sample's text hash and category in its Parquet row."""
     row = {**record.row, "content_sha256": sample.content_sha256(), "category": sample.category}
     return dataclasses.replace(record, row=row)
-
-
-def _batches(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]

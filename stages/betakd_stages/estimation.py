@@ -14,10 +14,10 @@ import torch
 
 from betakd_cache import TeacherCache, open_cache
 from betakd_cache.journal import journal_paths, read_journal
-from betakd_stages.caching import make_teacher, open_writer, score_all
+from betakd_stages.batching import WINDOWS_AHEAD
+from betakd_stages.caching import load_teacher, make_teacher, open_writer, preparing_encoders, score_all
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ConfigError
-from betakd_stages.models.loading import load_model
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
 
@@ -47,9 +47,9 @@ class Estimate:
     seconds_per_sample: float
     hours: float
     peak_memory_bytes: int
-    """Of this process, with a whole shard of records pending."""
+    """Of this process, with whole windows of samples prepared and a whole shard of records pending."""
     peak_device_memory_bytes: int | None
-    """Of the GPU, None where there is none."""
+    """Of the fullest GPU, None where there is none."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -64,22 +64,27 @@ def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: 
     wanted = samples[: settings.limit]
     places = np.linspace(0, len(wanted) - 1, min(num_scored, len(wanted))).round().astype(int)
     chosen = [wanted[place] for place in places.tolist()]
-    loaded = load_model(settings.teacher, settings.precision)
+    loaded = load_teacher(settings)
     teacher = make_teacher(settings, loaded)
-    teacher.score([loaded.encoder.encode(chosen[0])])  # the first call prepares kernels and memory
+    encoders = preparing_encoders(settings, loaded)
+    first = loaded.encoder.encode(chosen[0])
+    teacher.score([first])  # the first call prepares kernels and memory
+    window_bytes = first.num_bytes * settings.batch_size * settings.bucket_window * (1 + WINDOWS_AHEAD)
     progress.start("teacher", total=len(chosen))
     with tempfile.TemporaryDirectory() as folder:
         with open_writer(settings, Path(folder) / "cache", teacher, samples) as writer:
             start_s = time.perf_counter()
-            score_all(chosen, teacher, loaded.encoder, writer, settings, progress)
+            score_all(chosen, teacher, encoders, writer, settings, progress)
             writer.flush()
             seconds = time.perf_counter() - start_s
             writer.complete()
         progress.finish()
-        return _extrapolate(open_cache(Path(folder) / "cache"), settings, len(wanted), seconds)
+        return _extrapolate(open_cache(Path(folder) / "cache"), settings, len(wanted), seconds, window_bytes)
 
 
-def _extrapolate(cache: TeacherCache, settings: CacheTeacherSettings, num_samples: int, seconds: float) -> Estimate:
+def _extrapolate(
+    cache: TeacherCache, settings: CacheTeacherSettings, num_samples: int, seconds: float, window_bytes: int
+) -> Estimate:
     """The estimate for `num_samples`, of a cache of some of them that took `seconds`."""
     num_scored = len(cache)
     shard_samples = min(settings.shard_samples, cache.manifest.rules.max_shard_samples)
@@ -91,7 +96,7 @@ def _extrapolate(cache: TeacherCache, settings: CacheTeacherSettings, num_sample
     tokens = cache.manifest.counts.num_tokens / num_scored
     whole = sum(per_sample.values())
     pending_bytes = _record_bytes(cache) / num_scored * min(shard_samples, num_samples)
-    on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    peaks = [torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())]
     return Estimate(
         num_scored=num_scored,
         num_samples=num_samples,
@@ -102,8 +107,10 @@ def _extrapolate(cache: TeacherCache, settings: CacheTeacherSettings, num_sample
         total_bytes=round(whole * num_samples),
         seconds_per_sample=seconds / num_scored,
         hours=seconds / num_scored * num_samples / 3600,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + round(pending_bytes),
-        peak_device_memory_bytes=on_device,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        + round(pending_bytes)
+        + window_bytes,
+        peak_device_memory_bytes=max(peaks, default=None),
     )
 
 

@@ -22,6 +22,7 @@ from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.matching import match_cache
 from betakd_stages.models.forward import answer_rows
 from betakd_stages.models.loading import PRECISIONS, LoadedModel, load_model
+from betakd_stages.models.placement import Placement
 from betakd_stages.targets import TeacherTargets
 from betakd_stages.teachers.hf import HuggingFaceTeacher
 
@@ -88,9 +89,10 @@ def rescore(
     if num_samples < 1 or (tolerance is not None and not tolerance >= 0):
         raise ConfigError(f"{num_samples} samples, tolerance {tolerance}: expected at least 1, and 0 nats or more")
     cache = open_cache(cache_path)
-    dtype = str(cache.manifest.identity.get("teacher", {}).get("dtype"))
+    run = cache.manifest.identity.get("teacher", {})
+    dtype = str(run.get("dtype"))
     precision = next((name for name, kind in PRECISIONS.items() if str(kind) == f"torch.{dtype}"), "fp32")
-    loaded = load_model(teacher, precision)
+    loaded = load_model(teacher, precision, placement=Placement(quantisation=run.get("quantisation", "none")))
     rules = cache.manifest.rules
     # Places in focus need an attention of their own, which the teacher is run with again.
     again = HuggingFaceTeacher(loaded, rules.token_rule, vision_focus=rules.layout("vision").num_focus)

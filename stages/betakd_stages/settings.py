@@ -156,6 +156,22 @@ class CacheTeacherSettings(Settings):
     limit: int | None = Field(default=None, gt=0, description="only the first so many samples")
     max_length: int | None = Field(default=None, gt=0, description=MAX_LENGTH)
     batch_size: int = Field(default=16, gt=0, description="samples per forward pass")
+    bucket_window: int = Field(
+        default=8, gt=0, description="batches among whose samples those of similar length go together; 1: as they come"
+    )
+    preparing_threads: int = Field(default=2, gt=0, description="threads that read images and tokenise ahead")
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
+        default="auto", description="auto: sdpa where the model has it; flash_attention_2: needs flash-attn and bf16"
+    )
+    device_map: Literal["single", "auto"] = Field(
+        default="single", description="auto: spread over all GPUs, then the CPU, a teacher that one GPU does not hold"
+    )
+    quantisation: Literal["none", "int8", "int4"] = Field(
+        default="none", description="of the teacher's weights while it runs; needs bitsandbytes and a GPU"
+    )
+    require_grounding: bool = Field(
+        default=False, description="stop, rather than warn, where the teacher hardly looks at images"
+    )
     shard_samples: int = Field(default=1024, gt=0, description="samples per shard, the unit of commit and resume")
     top_k: int = Field(default=64, gt=0, description="entries kept per token at most")
     top_p: float = Field(default=0.999, gt=0, le=1, description="probability the kept entries reach; 1: always top_k")
@@ -200,6 +216,11 @@ class CacheTeacherSettings(Settings):
             raise ValueError(
                 f"vision_focus is {self.vision_focus}, but the cache holds {', '.join(self.features) or 'no feature'}: "
                 "places in focus need every visual token (--features vision:tokens,prompt), or none"
+            )
+        if self.vision_focus and self.attention not in ("auto", "eager"):
+            raise ValueError(
+                f"vision_focus is {self.vision_focus} and attention {self.attention}: only eager attention hands out "
+                "where the teacher looks, leave attention out"
             )
         if self.exact and self.feature_dtype != "float16":
             raise ValueError("exact stores features in fp32: leave feature_dtype out")

@@ -36,7 +36,7 @@ def test_each_group_has_the_bytes_that_the_format_says(world: World) -> None:
     assert found.bytes_per_sample["features"] == pytest.approx(2 * 64 * 2 + 2 + 4 * crc)
     assert found.bytes_per_sample["tail"] == pytest.approx(tokens * (2 * 4 + 2 * 2) + 2 * crc)
     assert found.bytes_per_sample["moments"] == pytest.approx(tokens * 10 + 3 * crc)
-    assert found.bytes_per_token["entries"] == pytest.approx(5 * 3 + 6 + 1 + (8 * 49 / 48 + 5 * crc) / tokens)
+    assert found.bytes_per_token["entries"] == pytest.approx(5 * 3 + 3 + 1 + (8 * 49 / 48 + 5 * crc) / tokens)
 
 
 @pytest.mark.parametrize(("top_k", "dominate"), [(2, True), (34, False)])

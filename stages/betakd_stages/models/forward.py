@@ -42,6 +42,7 @@ def answer_rows(
     with _embeddings(model) as embeddings:
         # The base model, called without the head: logits over every position would be the largest tensor by far.
         states = model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state
+    states = states.to(labels.device)  # a model over several GPUs leaves them on the last
     predicts = labels[:, 1:] != IGNORED
     features, present = {}, {}
     if "prompt" in layouts:
@@ -54,7 +55,7 @@ def answer_rows(
                 "feature vision out (--features prompt)"
             )
         visual = (batch["input_ids"] == model.config.image_token_id) & batch["attention_mask"].bool()
-        features["vision"] = _vision(embeddings[0], visual, layouts["vision"])
+        features["vision"] = _vision(embeddings[0].to(labels.device), visual, layouts["vision"])
         present["vision"] = batch["has_image"]
     return AnswerRows(
         hidden=states[:, :-1][predicts],

@@ -18,10 +18,13 @@ from betakd_stages.errors import ConfigError, ModelError, UserError
 from betakd_stages.models.guards import require_usable
 from betakd_stages.models.mobilevlm.encoder import MobileVlmEncoder
 from betakd_stages.models.mobilevlm.model import MobileVlmForConditionalGeneration
+from betakd_stages.models.placement import Placement, place
 
 ENCODERS: dict[str, type[Encoder]] = {"llava": LlavaEncoder, "mobilevlm": MobileVlmEncoder}
 MODELS: dict[str, Any] = {"mobilevlm": MobileVlmForConditionalGeneration}
 """Both by the `model_type` of config.json; every other family of transformers is read through its own processor."""
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
+"""What reading a damaged or foreign model folder raises."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -69,7 +72,7 @@ def load_encoder(path: str | Path, max_length: int | None = None) -> Encoder:
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} lacks a tokenizer or an image processor ({_first_line(error)})") from None
+        raise ModelError(f"{folder} lacks a tokenizer or an image processor ({first_line(error)})") from None
     if max_length is not None:
         context = encoder.max_length
         if context is not None and max_length > context:
@@ -78,11 +81,15 @@ def load_encoder(path: str | Path, max_length: int | None = None) -> Encoder:
     return encoder
 
 
-def load_model(path: str | Path, precision: str = "fp32", max_length: int | None = None) -> LoadedModel:
-    """The model, on the GPU where there is one, and encoder of a model folder or run folder.
+def load_model(
+    path: str | Path, precision: str = "fp32", max_length: int | None = None, placement: Placement | None = None
+) -> LoadedModel:
+    """The model, on the GPU where there is one or as `placement` says, and encoder of a model folder or run folder.
 
-    Raises ModelError where they cannot be loaded or do not belong together, and as `load_encoder` does.
+    Raises ModelError where they cannot be loaded or do not belong together, ConfigError for a placement that cannot be
+    had here, and as `load_encoder` does.
     """
+    placed = (placement or Placement()).arguments(precision)
     encoder = load_encoder(path, max_length)
     folder = model_folder(path)
     try:
@@ -93,18 +100,18 @@ def load_model(path: str | Path, precision: str = "fp32", max_length: int | None
             weights_only=True,
             ignore_mismatched_sizes=True,  # they are reported below, in one line
             output_loading_info=True,
+            **placed,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise ModelError(f"the model in {folder} cannot be loaded ({_first_line(error)})") from None
-    _require_complete(folder, report)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"the model in {folder} cannot be loaded ({first_line(error)})") from None
+    require_complete(folder, report)
+    place(model)
     require_usable(model, encoder)
     return LoadedModel(model, encoder, folder)
 
 
-def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:
-    """Raises ModelError where weights were missing, too many or of another shape: transformers only warns."""
+def require_complete(folder: Path, report: Mapping[str, Any]) -> None:
+    """Nothing; raises ModelError where weights were missing, too many or of another shape: transformers only warns."""
     problems = {
         "lacks": sorted(report["missing_keys"]),
         "holds besides the model's": sorted(report["unexpected_keys"]),
@@ -128,5 +135,6 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line."""
     return str(error).strip().split("\n")[0]

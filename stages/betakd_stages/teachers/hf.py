@@ -79,6 +79,7 @@ class HuggingFaceTeacher:
     def identity(self) -> dict[str, Any]:
         """What the cache must remember: the teacher's weights and how they were run, and its encoder's identity."""
         config = self._loaded.model.config
+        quantisation = getattr(config, "quantization_config", None)
         teacher = {
             "model_type": config.model_type,
             "weights_sha256": weights_sha256(self._loaded.folder),
@@ -88,36 +89,41 @@ class HuggingFaceTeacher:
             "transformers": transformers.__version__,
             "torch": torch.__version__,
         }
+        if isinstance(quantisation, transformers.BitsAndBytesConfig):
+            teacher["quantisation"] = "int8" if quantisation.load_in_8bit else "int4"
         return {"teacher": teacher, **self._loaded.encoder.identity()}
 
     @torch.inference_mode()
     def score(self, encoded: Sequence[EncodedSample]) -> Scored:
-        """The records of a batch; a sample with a NaN or infinite logit is rejected, the others are not harmed."""
-        batch = {name: value.to(self._model.device) for name, value in self._loaded.encoder.collate(encoded).items()}
-        rows, focus = self._rows(batch)
-        # Rows of the head beyond the tokenizer's real size are padding: nobody may give them probability.
-        logits = self._model.get_output_embeddings()(rows.hidden)[:, : self.vocabulary_size].float()
-        finite = logits.isfinite().all(dim=1)
-        bad = set(rows.sample_index[~finite].tolist())
-        targets = TeacherTargets.from_logits(
-            logits.nan_to_num(0.0, 0.0, 0.0),
-            rows.gold_ids,
-            top_k=None
-            if self._token_rule.exact and self._token_rule.top_k >= self.vocabulary_size
-            else self._token_rule.top_k,
-            top_p=None if self._token_rule.top_p == 1 else self._token_rule.top_p,
-            top_p_temperature=self._token_rule.top_p_temperature,
-            temperatures=self._token_rule.temperatures,
-            sample_index=rows.sample_index,
-            num_samples=len(encoded),
-        )
-        records = _records(targets, rows, focus, encoded)
+        """The records of a batch; a sample with a NaN or infinite logit is rejected, the others are not harmed.
+
+        Raises ConfigError where the batch is too much for the device's memory.
+        """
+        try:
+            rows, focus = self.forward(self.batch(encoded))
+            targets, bad = self.targets(rows, len(encoded))
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"the GPU's memory does not hold a batch of {len(encoded)} samples of up to "
+                f"{max(len(sample.input_ids) for sample in encoded)} tokens: lower batch_size, use precision bf16, or "
+                "spread the teacher over several GPUs (device_map auto)"
+            ) from None
+        records = cut_records(targets, rows, focus, encoded)
         return Scored(
             [record for index, record in enumerate(records) if index not in bad],
             {encoded[index].sample_id: "the teacher's logits hold NaN or infinity" for index in sorted(bad)},
         )
 
-    def _rows(self, batch: dict[str, Tensor]) -> tuple[AnswerRows, list[list[int]]]:
+    @torch.inference_mode()
+    def answer_logits(self, encoded: Sequence[EncodedSample]) -> Tensor:
+        """The logits float32 `[N, V]` of the answer tokens of a batch, by sample and position."""
+        return self._logits(self.forward(self.batch(encoded))[0])
+
+    def batch(self, encoded: Sequence[EncodedSample]) -> dict[str, Tensor]:
+        """The padded batch of these samples on the teacher's device."""
+        return {name: value.to(self._model.device) for name, value in self._loaded.encoder.collate(encoded).items()}
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[AnswerRows, list[list[int]]]:
         """The answer rows of a batch, and the places in focus of each sample; none of one without an image."""
         if not self._vision_focus:
             return answer_rows(self._model, batch, self._layouts), [[] for _ in batch["labels"]]
@@ -127,8 +133,30 @@ class HuggingFaceTeacher:
         found = iter(visual_focus(captured[0], batch, image_token_id, self._vision_focus).tolist())
         return rows, [next(found) if has_image else [] for has_image in batch["has_image"].tolist()]
 
+    def targets(self, rows: AnswerRows, num_samples: int) -> tuple[TeacherTargets, set[int]]:
+        """What is kept of a batch's logits, chosen on the device, and which samples have one that is not finite."""
+        logits = self._logits(rows)
+        finite = logits.isfinite().all(dim=1)
+        rule = self._token_rule
+        targets = TeacherTargets.from_logits(
+            logits.nan_to_num(0.0, 0.0, 0.0),
+            rows.gold_ids,
+            top_k=None if rule.exact and rule.top_k >= self.vocabulary_size else rule.top_k,
+            top_p=None if rule.top_p == 1 else rule.top_p,
+            top_p_temperature=rule.top_p_temperature,
+            temperatures=rule.temperatures,
+            sample_index=rows.sample_index,
+            num_samples=num_samples,
+        )
+        return targets, set(rows.sample_index[~finite].tolist())
 
-def _records(
+    def _logits(self, rows: AnswerRows) -> Tensor:
+        # Rows of the head beyond the tokenizer's real size are padding: nobody may give them probability.
+        logits = self._model.get_output_embeddings()(rows.hidden)[:, : self.vocabulary_size].float()
+        return logits.to(rows.gold_ids.device)  # a teacher over several GPUs has its head on the last
+
+
+def cut_records(
     targets: TeacherTargets, rows: AnswerRows, focus: Sequence[list[int]], encoded: Sequence[EncodedSample]
 ) -> list[TeacherRecord]:
     """One record per sample of the batch, cut out of the batch's flat columns."""

@@ -208,6 +208,29 @@ def evaluate(
 
 
 @app.command(
+    "build-model",
+    epilog=examples(
+        "betakd-pipe build-model --language-model Qwen2.5-0.5B-Instruct --vision-tower clip-vit-large-patch14-336 "
+        "--out student",
+    ),
+)
+def build_model(
+    language_model: Annotated[Path, typer.Option(help="Folder of a language model with ChatML's tokens.")],
+    vision_tower: Annotated[Path, typer.Option(help="Folder of a CLIP or SigLIP model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model that is written.")],
+    seed: Annotated[int, typer.Option(help="Of the projector's weights, which are new.")] = 0,
+    image_token: Annotated[str, typer.Option(help="Special token that images replace.")] = "<|image_pad|>",
+    debug: Debug = False,
+) -> None:
+    """Join a language model and a vision tower into a LLaVA model, such as LLaVA-Qwen."""
+    from betakd_pipe import stage_runs
+
+    built = stage_runs.build_model(language_model, vision_tower, out, seed=seed, image_token=image_token)
+    parts = ", ".join(f"{part} {number / 1e6:.1f} M" for part, number in built.num_parameters.items())
+    print(f"{out}: {parts} parameters")
+
+
+@app.command(
     epilog=examples(
         "betakd-pipe ablate spec.yaml --cache cache --student student --data digits:transfer --out ablation",
         "betakd-pipe ablate spec.yaml --out ablation --jobs 2 --set seeds=[0,1]",

@@ -12,6 +12,7 @@ from betakd_stages.settings import CacheTeacherSettings, DistillSettings, Evalua
 
 if TYPE_CHECKING:
     from betakd_stages.caching import CacheSummary
+    from betakd_stages.models.building import BuiltModel
     from betakd_stages.training import DistillSummary
 
 
@@ -45,6 +46,14 @@ def cache_teacher(
 
     _hide_bars_of_transformers()
     return stage(settings, out, part=part, overwrite=overwrite, progress=progress)
+
+
+def build_model(language_model: Path, vision_tower: Path, out: Path, *, seed: int, image_token: str) -> "BuiltModel":
+    """What was joined into one model folder."""
+    from betakd_stages.models.building import build_model as stage
+
+    _hide_bars_of_transformers()
+    return stage(language_model, vision_tower, out, seed=seed, image_token=image_token)
 
 
 def distill(settings: DistillSettings, out: Path, *, progress: Progress, stages: Stages) -> "DistillSummary":

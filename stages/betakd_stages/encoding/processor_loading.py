@@ -9,7 +9,6 @@ from typing import Any
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from betakd_stages.errors import ModelError
 
@@ -23,6 +22,7 @@ PROCESSOR_FILES = (
     "merges.txt",
 )
 """The files of a model folder that make up its processor."""
+VIDEOS = "video_processor"
 STAND_INS = {"smolvlm": "Idefics3Processor"}
 """Processors that write the same for images, for families whose own asks for a package that only videos need."""
 
@@ -40,7 +40,7 @@ def load_processor(folder: Path, model_type: str) -> ProcessorMixin:
         family = getattr(transformers, name)
         parts = [_part(folder, part) for part in family.get_attributes()]
         settings, _ = family.get_processor_dict(folder, local_files_only=True)
-        processor: ProcessorMixin = family.from_args_and_dict(parts, settings)
+        processor: ProcessorMixin = _without_videos(family).from_args_and_dict(parts, settings)
     except ImportError as error:
         raise ModelError(
             f"{folder} needs {name}, which cannot be used here ({str(error).strip().splitlines()[0]}): install what "
@@ -49,11 +49,20 @@ def load_processor(folder: Path, model_type: str) -> ProcessorMixin:
     return processor
 
 
+def _without_videos(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The same processor, content with None for videos: even to check for more takes torchvision."""
+
+    def check(self: ProcessorMixin, name: str, argument: Any) -> Any:
+        return None if name == VIDEOS else family.check_argument_for_proper_class(self, name, argument)
+
+    return type(family.__name__, (family,), {"check_argument_for_proper_class": check})
+
+
 def _part(folder: Path, name: str) -> Any:
     if name == "tokenizer":
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if name == "image_processor":
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-    if name == "video_processor":
-        return VideoProcessorMixin()
+    if name == VIDEOS:
+        return None
     raise ModelError(f"{folder}: its processor wants a part {name!r}, supported are those for text, images and videos")

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from betakd_stages.data.sample import Sample
 from betakd_stages.encoding import model_inputs
 from betakd_stages.models.loading import LoadedModel
+
+GREEDY: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+"""The largest logit, whatever a model's generation_config.json says; what is behind the penalty has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ def greedy_answers(
         with torch.inference_mode():
             output = model.generate(
                 **inputs,
-                do_sample=False,
+                **GREEDY,
                 max_new_tokens=max_new_tokens,
                 output_scores=True,
                 return_dict_in_generate=True,

@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -23,7 +24,7 @@ from betakd_stages.models.placement import Placement, place
 ENCODERS: dict[str, type[Encoder]] = {"llava": LlavaEncoder, "mobilevlm": MobileVlmEncoder}
 MODELS: dict[str, Any] = {"mobilevlm": MobileVlmForConditionalGeneration}
 """Both by the `model_type` of config.json; every other family of transformers is read through its own processor."""
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError)
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError, StrictDataclassError)
 """What reading a damaged or foreign model folder raises."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -71,6 +72,8 @@ def load_encoder(path: str | Path, max_length: int | None = None) -> Encoder:
         encoder = ENCODERS.get(family, ProcessorEncoder).load(folder)
     except UserError:
         raise
+    except StrictDataclassError as error:
+        raise ModelError(f"config.json of {folder} is not valid ({first_line(error)}): copy it again") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} lacks a tokenizer or an image processor ({first_line(error)})") from None
     if max_length is not None:

@@ -1,0 +1,127 @@
+"""cache-teacher, distill and evaluate through the command line, for LLaVA-Qwen, Qwen2.5-VL and SmolVLM."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tests.stages.models.families import FAMILIES
+from tests.stages.models.parts import save_clip, save_language_model
+
+from betakd_cache import open_cache
+from betakd_pipe.cli import main
+from betakd_stages.cached_targets import decode_batch
+from betakd_stages.data import load_samples
+from betakd_stages.encoding import IGNORED, model_inputs
+from betakd_stages.models.building import build_model
+from betakd_stages.models.loading import load_model
+
+NUM_SAMPLES = 12
+TRAINING = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "num_threads": 1, "train_projector": True}
+NEVER_TRAINED = {
+    "llava": "vision_tower.",
+    "qwen2_5_vl": "visual.",  # of which the merger is the projector
+    "smolvlm": "vision_model.",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Images of several shapes; every second sample has two turns, every third no image."""
+    folder = tmp_path_factory.mktemp("data")
+    entries = []
+    for number in range(NUM_SAMPLES):
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30 - number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        mark, image = ("<image>\n", {"image": f"{number}.png"}) if number % 3 else ("", {})
+        texts = [f"{mark}What is it?", "A cat.", "Colour?", f"Black {number}."][: 2 + 2 * (number % 2)]
+        values = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
+        entries.append({"id": str(number), **image, "conversations": values})
+    (folder / "data.json").write_text(json.dumps(entries), encoding="utf-8")
+    return f"llava:{folder / 'data.json'}?images={folder}"
+
+
+def save_pair(family: str, folder: Path) -> tuple[Path, Path]:
+    """A wide teacher and a narrow student, padded to different numbers of rows."""
+    if family != "llava":
+        own = FAMILIES[family]
+        return own.save(folder / "teacher", seed=1, width=64, num_rows=352), own.save(folder / "student", seed=2)
+    wide = save_language_model(folder / "wide", seed=1, width=64, num_rows=352)
+    narrow = save_language_model(folder / "narrow", seed=2, width=32, num_rows=320)
+    tower = save_clip(folder / "tower")
+    return build_model(wide, tower, folder / "teacher").folder, build_model(narrow, tower, folder / "student").folder
+
+
+def succeeds(*arguments: str) -> None:
+    assert main(list(arguments)) == 0
+
+
+def distil(student: Path, cache: Path, data: str, run: Path, *more: str) -> None:
+    settings = [part for key, value in TRAINING.items() for part in ("--set", f"training.{key}={value}")]
+    channels = ["--energy", "fkl", "--energy", "rkl", "--feature", "vision", "--weighting", "task"]
+    inputs = ["--student", str(student), "--cache", str(cache), "--data", data]
+    succeeds("distill", *inputs, *channels, *settings, "--out", str(run), *more)
+
+
+def check_cached_numbers(teacher: Path, cache: Path, data: str) -> None:
+    """The cache has, of the first sample with an image, what the teacher's own forward pass gives over real tokens."""
+    loaded, reader = load_model(teacher), open_cache(cache)
+    real = loaded.encoder.vocabulary_size
+    assert loaded.model.get_output_embeddings().weight.shape[0] > real
+    one = next(each for each in load_samples(data) if each.image is not None)
+    encoded = loaded.encoder.encode(one)
+    with torch.inference_mode():
+        logits = loaded.model(**model_inputs(loaded.encoder.collate([encoded]))).logits[0, :-1].double().numpy()
+    logits = logits[encoded.labels[1:].numpy() != IGNORED][:, :real]
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    batch = reader.batch(reader.index_of([one.sample_id]))
+    targets = decode_batch(batch, reader.manifest, torch.device("cpu")).targets
+    assert targets.vocabulary_size == real
+    found = targets.log_probabilities(1.0)
+    kept = targets.kept
+    np.testing.assert_allclose(
+        found[kept], torch.from_numpy(expected).gather(1, targets.ids)[kept], atol=0.02, err_msg="log probabilities"
+    )
+
+
+@pytest.mark.parametrize("family", NEVER_TRAINED)
+def test_a_family_goes_through_both_stages_with_different_padding(family: str, data: str, tmp_path: Path) -> None:
+    teacher, student = save_pair(family, tmp_path)
+    cache, run, scores = (tmp_path / name for name in ("cache", "run", "scores"))
+    succeeds("cache-teacher", "--teacher", str(teacher), "--data", data, "--out", str(cache))
+    assert len(open_cache(cache)) == NUM_SAMPLES
+    assert open_cache(cache).manifest.identity["teacher"]["model_type"] == family
+    check_cached_numbers(teacher, cache, data)
+
+    distil(student, cache, data, run)
+    written, before = (load_file(folder / "model.safetensors") for folder in (run / "model", student))
+    assert {name: tensor.shape for name, tensor in written.items()} == {n: t.shape for n, t in before.items()}
+    unchanged = {name for name, tensor in written.items() if torch.equal(tensor, before[name])}
+    tower = {name for name in written if NEVER_TRAINED[family] in name and ".merger." not in name}
+    assert unchanged == tower
+
+    options = ["--set", "max_new_tokens=4", "--set", "batch_size=8"]
+    succeeds("evaluate", str(run), "--benchmark", "digits?count=4", *options, "--out", str(scores))
+    assert json.loads((scores / "scores.json").read_text())["num_questions"] == 4
+
+
+def test_a_student_of_another_family_learns_where_tokenizers_are_the_same(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = FAMILIES["qwen2_5_vl"].save(tmp_path / "teacher", seed=1, width=64, num_rows=352)
+    language, tower = save_language_model(tmp_path / "language"), save_clip(tmp_path / "tower")
+    student = build_model(language, tower, tmp_path / "student").folder
+    cache = tmp_path / "cache"
+    succeeds("cache-teacher", "--teacher", str(teacher), "--data", data, "--out", str(cache))
+    inputs = ["--student", str(student), "--cache", str(cache), "--data", data]
+    refused = ["distill", *inputs, "--out", str(tmp_path / "no")]
+    assert main(refused) == 2
+    assert "the student's prompt is not the one of the cache (template_sha256" in capsys.readouterr().err
+    distil(student, cache, data, tmp_path / "run", "--set", "prompts=own")
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert main([*refused, "--set", "prompts=own", "--set", "max_length=60"]) == 2
+    message = capsys.readouterr().err
+    assert "sample '0': sample 0 is 74 tokens long, at most 60 are taken: raise max_length" in message

@@ -79,6 +79,7 @@ def betakd_pipe(
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --limit 100 --temperatures 0.5,1,2",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --part 0/2  (beside 1/2)",
+        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --workers 2",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --features vision:grid:4x4",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --features vision:tokens,prompt --vision-focus 16",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
@@ -96,6 +97,10 @@ def cache_teacher(
     feature_dtype: FeatureDtype = None,
     vision_focus: VisionFocus = None,
     part: Annotated[str, typer.Option(metavar="I/N", help="One of N processes that fill a cache together.")] = "0/1",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share this call's work, one per GPU.")] = 1,
+    require_grounding: Annotated[
+        bool, typer.Option("--require-grounding", help="Stop, not warn, where the teacher hardly looks at images.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the folder first.")] = False,
     config: Config = None,
     set_: Set = None,
@@ -112,10 +117,12 @@ def cache_teacher(
 
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
-    flags |= feature_flags(features, feature_dtype, vision_focus)
+    flags |= feature_flags(features, feature_dtype, vision_focus) | {"require_grounding": require_grounding or None}
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
-    piece = part_of_work(part)
-    summary = stage_runs.cache_teacher(settings, out, part=piece, overwrite=overwrite, progress=terminal_progress())
+    piece, progress = part_of_work(part), terminal_progress()
+    summary = stage_runs.cache_teacher(
+        settings, out, part=piece, num_workers=workers, overwrite=overwrite, progress=progress
+    )
     new = f"{summary.num_new} new" if summary.num_new else "all there before"
     rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
     print(

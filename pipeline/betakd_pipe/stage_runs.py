@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from betakd_pipe.model_card import write_card
 from betakd_pipe.run_folder import CARD, MODEL, check_configuration, run_folder
+from betakd_stages.errors import ConfigError
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings
 
@@ -38,13 +39,21 @@ def cache_teacher(
     out: Path | str,
     *,
     part: tuple[int, int] = (0, 1),
+    num_workers: int = 1,
     overwrite: bool,
     progress: Progress,
 ) -> "CacheSummary":
     """What is in the cache after stage one; the cache is its own record and needs no run folder."""
     from betakd_stages.caching import cache_teacher as stage
+    from betakd_stages.caching_workers import cache_teacher_in_workers
 
     _hide_bars_of_transformers()
+    if num_workers > 1:
+        if overwrite:
+            raise ConfigError(
+                f"--workers {num_workers} and --overwrite: several writers cannot overwrite {out}; remove it first"
+            )
+        return cache_teacher_in_workers(settings, out, num_workers=num_workers, part=part, progress=progress)
     return stage(settings, out, part=part, overwrite=overwrite, progress=progress)
 
 

@@ -73,6 +73,11 @@ def cache_teacher(
             writer.flush()
             progress.finish()
         is_complete = writer.complete()
+    return summary(out, is_complete, num_new)
+
+
+def summary(out: Path | str, is_complete: bool, num_new: int) -> CacheSummary:
+    """The summary of the cache at `out` after a call that added `num_new` records."""
     counts = info(out).counts
     return CacheSummary(
         is_complete=is_complete,

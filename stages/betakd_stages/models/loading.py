@@ -108,7 +108,7 @@ def load_model(
     except LOADING_ERRORS as error:
         raise ModelError(f"the model in {folder} cannot be loaded ({first_line(error)})") from None
     require_complete(folder, report)
-    place(model)
+    place(model, placed)
     require_usable(model, encoder)
     return LoadedModel(model, encoder, folder)
 

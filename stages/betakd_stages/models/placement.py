@@ -1,6 +1,7 @@
 """Where a model's weights lie and how they run: devices, attention kernels, quantisation."""
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,9 @@ class Placement:
         return arguments
 
 
-def place(model: PreTrainedModel) -> None:
-    """Move a model to the GPU, where there is one; a model with a device map lies where it belongs already."""
-    if getattr(model, "hf_device_map", None) is None:
+def place(model: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
+    """Move a model to the GPU, where there is one; one that was loaded with a device map lies where it belongs."""
+    if "device_map" not in arguments:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.nn.Module.to(model, device)
 

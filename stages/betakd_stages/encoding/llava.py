@@ -1,11 +1,11 @@
 """LLaVA's structure: one placeholder token, repeated as often as the tower has patches."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlavaProcessor
 
 from betakd_stages.data.sample import Sample
 from betakd_stages.encoding.encoder import Encoder
@@ -20,19 +20,18 @@ class LlavaEncoder(Encoder):
     """transformers' LLaVA with a CLIP or SigLIP tower: any image is the same number of visual tokens."""
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer and image processor, joined in the processor that transformers has for LLaVA."""
+        """Write tokenizer and image processor, and how transformers' LlavaProcessor joins them."""
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         vision = self.config.vision_config
-        LlavaProcessor(
-            self.image_processor,
-            self.tokenizer,
-            patch_size=vision.patch_size,
-            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
-            num_additional_image_tokens=CLASS_TOKENS[vision.model_type],
-            image_token=self.image_token,
-            chat_template=self.tokenizer.chat_template,
-        ).save_pretrained(folder)
+        settings = {
+            "processor_class": "LlavaProcessor",
+            "patch_size": vision.patch_size,
+            "num_additional_image_tokens": CLASS_TOKENS[vision.model_type],
+            "vision_feature_select_strategy": self.config.vision_feature_select_strategy,
+            "image_token": self.image_token,
+        }
+        (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @property
     def num_image_tokens(self) -> int:

@@ -43,7 +43,7 @@ def load_processor(folder: Path, model_type: str) -> ProcessorMixin:
         processor: ProcessorMixin = _without_videos(family).from_args_and_dict(parts, settings)
     except ImportError as error:
         raise ModelError(
-            f"{folder} needs {name}, which cannot be used here ({str(error).strip().splitlines()[0]}): install what "
+            f"{folder} needs {name}, which cannot be used here ({_first_sentence(error)}): install what "
             "it asks for, or use another model"
         ) from None
     return processor
@@ -66,3 +66,7 @@ def _part(folder: Path, name: str) -> Any:
     if name == VIDEOS:
         return None
     raise ModelError(f"{folder}: its processor wants a part {name!r}, supported are those for text, images and videos")
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].partition(". ")[0]

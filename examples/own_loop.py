@@ -6,6 +6,7 @@ The cache is one that `betakd-pipe cache-teacher` wrote from the same data; the 
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -52,8 +53,8 @@ def main() -> None:
             total, count = total + output.total.item(), count + output.count.item()
         betas = ", ".join(f"{name} {beta:.3g}" for name, beta in zip(objective.channels, output.betas[0], strict=True))
         print(f"epoch {epoch + 1}: objective {total / count:.4f}; weights: {betas}")
-    for saved in (student.model, student.encoder.tokenizer, student.encoder.image_processor):
-        saved.save_pretrained(arguments.out)
+    student.model.save_pretrained(arguments.out)
+    student.encoder.save(Path(arguments.out))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def _require_plain_head(model: PreTrainedModel, token_id: int) -> None:
     make them of: some families scale or cap them."""
     ids = torch.full((1, 1), token_id, device=model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    logits = model(**inputs).logits[0, 0].float()
-    own = model.get_output_embeddings()(model.base_model(**inputs).last_hidden_state)[0, 0].float()
+    logits = model(**inputs).logits[0, 0].float().cpu()
+    own = model.get_output_embeddings()(model.base_model(**inputs).last_hidden_state)[0, 0].float().cpu()
     if (logits - own).abs().max() > RELATIVE_TOLERANCE * logits.abs().max():
         raise ModelError(
             f"a model of type {model.config.model_type!r} scales or caps its logits: both stages take the head's own, "

@@ -17,7 +17,7 @@ from betakd_stages.cached_targets import decode_batch
 from betakd_stages.data import load_samples
 from betakd_stages.encoding import IGNORED, model_inputs
 from betakd_stages.models.building import build_model
-from betakd_stages.models.loading import load_model
+from betakd_stages.models.loading import load_encoder, load_model
 
 NUM_SAMPLES = 12
 TRAINING = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "num_threads": 1, "train_projector": True}
@@ -125,3 +125,28 @@ def test_a_student_of_another_family_learns_where_tokenizers_are_the_same(
     assert main([*refused, "--set", "prompts=own", "--set", "max_length=60"]) == 2
     message = capsys.readouterr().err
     assert "sample '0': sample 0 is 74 tokens long, at most 60 are taken: raise max_length" in message
+
+
+def test_samples_that_are_too_long_are_rejected_by_the_teacher_and_dropped_by_the_student(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student = save_pair("llava", tmp_path)
+    encoder = load_encoder(teacher)
+    lengths = {one.sample_id: len(encoder.encode(one).input_ids) for one in load_samples(data)}
+    limit = sorted(lengths.values())[NUM_SAMPLES // 2]
+    too_long = {name for name, length in lengths.items() if length > limit}
+    assert 0 < len(too_long) < NUM_SAMPLES
+    whole, part = str(tmp_path / "whole"), str(tmp_path / "part")
+    common = ["cache-teacher", "--teacher", str(teacher), "--data", data]
+    limited = ["--set", f"max_length={limit}"]
+    succeeds(*common, "--out", whole)
+    assert main([*common, "--out", part, *limited]) == 2
+    assert f"tokens long, at most {limit} are taken: raise max_length" in capsys.readouterr().err
+    succeeds(*common, "--out", part, *limited, "--set", f"max_rejected={NUM_SAMPLES}", "--overwrite")
+    cache = open_cache(part)
+    assert set(cache.rejected) == too_long
+    assert all(f"at most {limit} are taken" in reason for reason in cache.rejected.values())
+
+    run = tmp_path / "run"
+    distil(student, Path(whole), data, run, *limited, "--on-mismatch", "drop", "--set", "training.batch_size=2")
+    assert json.loads((run / "result.json").read_text())["metrics"]["num_dropped"] == len(too_long)

@@ -170,6 +170,19 @@ def test_a_padded_batch_gives_the_hidden_states_of_its_samples_alone(loaded: Loa
     assert found.std() > 0.1
 
 
+def test_a_model_in_bfloat16_takes_the_same_batches(family: str) -> None:
+    batches = []
+    for precision in ("fp32", "bf16"):
+        loaded = load_model(folder_of(family), precision)
+        batch = loaded.encoder.collate([loaded.encoder.encode(one) for one in SAMPLES])
+        with torch.inference_mode():
+            rows = answer_rows(loaded.model, batch, {"vision": FeatureLayout(), "prompt": FeatureLayout()})
+        assert rows.hidden.dtype == loaded.model.dtype
+        batches.append([values.float().flatten() for values in (rows.hidden, *rows.features.values())])
+    for single, half in zip(*batches, strict=True):
+        assert torch.nn.functional.cosine_similarity(single, half, dim=0) > 0.99
+
+
 def test_an_image_changes_what_follows_it(loaded: LoadedModel) -> None:
     encoded = loaded.encoder.encode(sample())
     name = "pixel_values"

@@ -11,7 +11,7 @@ from tests.cache.records import assert_equal_records
 from tests.stages.test_caching import settings
 from tests.world import World
 
-from betakd_cache import diff, open_cache
+from betakd_cache import CacheWriter, diff, open_cache
 from betakd_stages import batching
 from betakd_stages.batching import length_buckets, prepared_windows
 from betakd_stages.caching import cache_teacher, load_teacher, make_teacher, preparing_encoders
@@ -99,7 +99,7 @@ class WatchedImage:
         self.reads.append(threading.current_thread().name)
         if self.error is not None:
             raise self.error
-        return self.image.load()  # type: ignore[attr-defined, no-any-return]
+        return self.image.load()  # type: ignore[attr-defined]
 
 
 def watched(world: World, reads: list[str], errors: dict[int, Exception]) -> list[Sample]:
@@ -142,8 +142,6 @@ def test_a_sample_that_cannot_be_had_is_a_reason_and_any_other_error_ends_the_ru
 def test_an_error_of_the_writing_thread_ends_the_run_and_what_was_written_before_stays(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from betakd_cache import CacheWriter
-
     original = CacheWriter.extend
 
     def full(self: CacheWriter, records: list[object]) -> None:
@@ -158,6 +156,32 @@ def test_an_error_of_the_writing_thread_ends_the_run_and_what_was_written_before
     assert len(open_cache(tmp_path / "cache", allow_incomplete=True)) == 16
     monkeypatch.undo()
     assert cache_teacher(some, tmp_path / "cache", progress=SilentProgress()).num_new == 32
+
+
+def test_a_window_is_scored_while_the_one_before_is_being_written(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer holds on to the first window until a batch of the second is scored: one after the other cannot end."""
+    some = settings(world, batch_size=4, bucket_window=2)
+    kind = type(make_teacher(some, load_teacher(some)))
+    score, extend = kind.score, CacheWriter.extend
+    num_scored = 0
+    second_window = threading.Event()
+
+    def counted(self: object, encoded: list[object]) -> object:
+        nonlocal num_scored
+        num_scored += 1
+        if num_scored > 2:
+            second_window.set()
+        return score(self, encoded)  # type: ignore[arg-type]
+
+    def held(self: CacheWriter, records: list[object]) -> None:
+        assert second_window.wait(timeout=60)
+        extend(self, records)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "score", counted)
+    monkeypatch.setattr(CacheWriter, "extend", held)
+    assert cache_teacher(some, tmp_path / "cache", progress=SilentProgress()).num_new == 48
 
 
 def test_an_interrupted_run_keeps_whole_windows_and_the_same_call_goes_on(

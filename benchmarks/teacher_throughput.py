@@ -1,0 +1,285 @@
+"""How fast stage one runs a teacher, which part of it takes the time, and how much of the processor is used.
+
+    python benchmarks/teacher_throughput.py [--device cuda] [--samples N] [--batch-size N] [--json FILE]
+
+On the CPU (default) a small teacher in float32; with --device cuda one in the shape of LLaVA 1.5 7B (CLIP L/14 at 336
+pixels, Vicuna 7B), in bfloat16. Weights are random, which costs what trained ones do; nothing is downloaded. The
+samples are JPEG photographs of 640 x 480 with questions and answers of very different lengths, every fifth without one.
+--wait-ms puts a wait in place of each forward pass: what threads bring beside a device that leaves the CPU alone.
+
+Two tables: each part of the work alone, one after the other; and whole runs, with and without buckets and threads.
+The share of the peak counts 2 operations per parameter and token of a sample (padding is waste and not counted): tower
+and projector by patches, language model by tokens, head by answer tokens.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from benchmark_teacher_world import LARGE, SMALL, save_samples, save_teacher
+from betakd_cache import CacheWriter
+from betakd_stages.batching import length_buckets
+from betakd_stages.caching import make_teacher, open_writer, preparing_encoders, score_all
+from betakd_stages.data import load_samples
+from betakd_stages.data.sample import LoadedImage, Sample, SampleSet
+from betakd_stages.encoding import EncodedSample
+from betakd_stages.models.loading import LoadedModel
+from betakd_stages.progress import SilentProgress
+from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teachers.hf import HuggingFaceTeacher, cut_records
+
+PEAKS_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "A10": 125.0,
+}
+"""Dense bfloat16 by what a card's name holds, from NVIDIA's data sheets; the first match counts."""
+SERIAL = {False: "one after the other, samples as they come", True: "one after the other, buckets"}
+RUNS = {
+    "samples as they come, 1 thread": {"bucket_window": 1, "preparing_threads": 1},
+    "buckets, 1 thread": {"bucket_window": 8, "preparing_threads": 1},
+    "buckets, 2 threads (default)": {"bucket_window": 8, "preparing_threads": 2},
+    "buckets, 4 threads": {"bucket_window": 8, "preparing_threads": 4},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the samples are, however they are run."""
+
+    num_samples: int
+    num_answer_tokens: int
+    operations: float
+
+
+class Clock:
+    """Seconds by part, the device's work included."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what is enclosed, to the end of what it starts on the device."""
+        start_s = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--samples", type=int, help="how many (default: 256 on the CPU, 2048 on a GPU)")
+    parser.add_argument("--batch-size", type=int, help="samples per forward pass (default: 16, 32 on a GPU)")
+    parser.add_argument("--repetitions", type=int, default=3, help="of every row; the fastest counts")
+    parser.add_argument("--peak-tflops", type=float, help="of the device, where its name is not known")
+    parser.add_argument("--wait-ms", type=float, help="wait so long per batch instead of running the model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    arguments = parser.parse_args()
+    on_gpu = arguments.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("there is no GPU here; leave --device out")
+    peak_name, peak = device_peak(arguments.device, arguments.peak_tflops)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, encoder = save_teacher(folder / "teacher", LARGE if on_gpu else SMALL, arguments.device)
+        if arguments.wait_ms:
+            wait_instead(model, arguments.wait_ms / 1000)
+            peak_name, peak = "nothing: the model waits", math.inf
+        loaded = LoadedModel(model, encoder, folder / "teacher")
+        settings = CacheTeacherSettings(
+            teacher=str(loaded.folder),
+            data=save_samples(folder / "data", arguments.samples or (2048 if on_gpu else 256)),
+            batch_size=arguments.batch_size or (32 if on_gpu else 16),
+            precision="bf16" if on_gpu else "fp32",
+        )
+        samples = load_samples(settings.data)
+        work = measure_work(loaded, samples)
+        timed: list[list[dict[str, Any]]] = []
+        for _ in range(arguments.repetitions):
+            timed.append([])
+            for bucketed, title in SERIAL.items():
+                clock = one_after_the_other(settings, loaded, samples, bucketed)
+                timed[-1].append(row(title, sum(clock.seconds.values()), work, peak) | {"parts": clock.seconds})
+            for title, changes in RUNS.items():
+                seconds = whole_run(settings.model_copy(update=changes), loaded, samples)
+                timed[-1].append(row(title, seconds, work, peak))
+        rows = [min(same, key=lambda row: row["seconds"]) for same in zip(*timed, strict=True)]
+    show(rows, peak_name)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"peak": peak_name, "rows": rows}, indent=2) + "\n")
+
+
+def wait_instead(model: PreTrainedModel, seconds: float) -> None:
+    """Let the model's body wait and hand out zeros as hidden states; the head is applied to them as ever."""
+    width = model.config.get_text_config().hidden_size
+
+    def wait(input_ids: torch.Tensor, **inputs: Any) -> BaseModelOutput:
+        time.sleep(seconds)
+        states = torch.zeros(*input_ids.shape, width)
+        for hook in model.get_decoder()._forward_pre_hooks.values():  # what hands out the projector's output
+            hook(model.get_decoder(), (), {"inputs_embeds": states})
+        return BaseModelOutput(last_hidden_state=states)
+
+    model.base_model.forward = wait
+
+
+def device_peak(device: str, given_tflops: float | None) -> tuple[str, float]:
+    """What the share of the peak refers to, in words, and operations per second."""
+    if given_tflops is not None:
+        return f"{given_tflops:g} TFLOPS as given", given_tflops * 1e12
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        known = next((peak for part, peak in PEAKS_TFLOPS.items() if part in name), None)
+        if known is None:
+            raise SystemExit(f"the peak of {name} is not known: give --peak-tflops")
+        return f"{name}, {known:g} TFLOPS dense bfloat16", known * 1e12
+    matrix = torch.randn(1024, 1024)
+    seconds = []
+    for _ in range(10):
+        start_s = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start_s)
+    peak = 2 * 1024**3 / min(seconds)
+    return f"CPU, {torch.get_num_threads()} thread(s), {peak / 1e9:.0f} GFLOPS in a float32 product of 1024", peak
+
+
+def measure_work(loaded: LoadedModel, samples: SampleSet) -> Work:
+    """The work that these samples are, padding left out."""
+    model, encoder = loaded.model, loaded.encoder
+    vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name or "projector" in name)
+    head, embedding = (
+        sum(p.numel() for p in module.parameters())
+        for module in (model.get_output_embeddings(), model.get_input_embeddings())
+    )
+    language = sum(p.numel() for p in model.parameters()) - vision - head - embedding
+    texts = [encoder.encode_text(sample) for sample in samples]
+    num_tokens = sum(len(ids) for ids, _ in texts)
+    num_answer_tokens = sum(int((labels >= 0).sum()) for _, labels in texts)
+    num_patches = sum(sample.image is not None for sample in samples) * (encoder.num_image_tokens or 0)
+    operations = 2.0 * (vision * num_patches + language * num_tokens + head * num_answer_tokens)
+    return Work(len(samples), num_answer_tokens, operations)
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """An image that has been read."""
+
+    image: LoadedImage
+
+    def load(self) -> LoadedImage:
+        return self.image
+
+
+@torch.inference_mode()
+def one_after_the_other(
+    settings: CacheTeacherSettings, loaded: LoadedModel, samples: SampleSet, bucketed: bool
+) -> Clock:
+    """The time of each part over all samples, nothing at the same time as anything else."""
+    clock = Clock()
+    teacher = make_teacher(settings, loaded)
+    window = settings.batch_size * (settings.bucket_window if bucketed else 1)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_writer(settings, Path(folder) / "cache", teacher, samples) as writer,
+    ):
+        for start in range(0, len(samples), window):
+            with clock.part("read images"):
+                read = [in_memory(sample) for sample in samples[start : start + window]]
+            with clock.part("encode"):
+                encoded = [loaded.encoder.encode(sample) for sample in read]
+            for bucket in length_buckets([len(sample.input_ids) for sample in encoded], settings.batch_size):
+                score(teacher, [encoded[place] for place in bucket], writer, clock)
+        with clock.part("write"):
+            writer.complete()
+    return clock
+
+
+def in_memory(sample: Sample) -> Sample:
+    """The sample with its image read."""
+    return sample if sample.image is None else dataclasses.replace(sample, image=InMemory(sample.image.load()))
+
+
+def score(teacher: HuggingFaceTeacher, encoded: Sequence[EncodedSample], writer: CacheWriter, clock: Clock) -> None:
+    """One batch, part by part, into the writer."""
+    with clock.part("pad and copy"):
+        batch = teacher.batch(encoded)
+    with clock.part("forward"):
+        rows, focus = teacher.forward(batch)
+    with clock.part("head and top-k"):
+        targets, _ = teacher.targets(rows, len(encoded))
+    with clock.part("cut records"):
+        records = cut_records(targets, rows, focus, encoded)
+    with clock.part("write"):
+        writer.extend(records)
+
+
+def whole_run(settings: CacheTeacherSettings, loaded: LoadedModel, samples: SampleSet) -> float:
+    """The seconds of stage one over all samples, from the first image to the complete cache."""
+    teacher = make_teacher(settings, loaded)
+    encoders = preparing_encoders(settings, loaded)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_writer(settings, Path(folder) / "cache", teacher, samples) as writer,
+    ):
+        start_s = time.perf_counter()
+        score_all(samples, teacher, encoders, writer, settings, SilentProgress())
+        writer.complete()
+        return time.perf_counter() - start_s
+
+
+def row(title: str, seconds: float, work: Work, peak: float) -> dict[str, Any]:
+    """One run's figures."""
+    return {
+        "run": title,
+        "seconds": seconds,
+        "samples_per_s": work.num_samples / seconds,
+        "answer_positions_per_s": work.num_answer_tokens / seconds,
+        "share_of_peak": work.operations / seconds / peak,
+    }
+
+
+def show(rows: list[dict[str, Any]], peak_name: str) -> None:
+    """Print both tables."""
+    parts = Table(title="Seconds of each part")
+    parts.add_column("part")
+    timed = [row for row in rows if "parts" in row]
+    for each in timed:
+        parts.add_column(each["run"].partition(", ")[2], justify="right")
+    for name in timed[0]["parts"]:
+        cells = [f"{each['parts'][name]:.2f} ({each['parts'][name] / each['seconds']:.0%})" for each in timed]
+        parts.add_row(name, *cells)
+    whole = Table(title=f"Runs; share of the peak of {peak_name}")
+    for name in ("run", "seconds", "samples/s", "answer positions/s", "share of peak"):
+        whole.add_column(name, justify="left" if name == "run" else "right")
+    for each in rows:
+        figures = [each["seconds"], each["samples_per_s"], each["answer_positions_per_s"]]
+        whole.add_row(each["run"], *(f"{figure:,.1f}" for figure in figures), f"{each['share_of_peak']:.1%}")
+    console = Console()
+    console.print(parts)
+    console.print(whole)
+
+
+if __name__ == "__main__":
+    main()

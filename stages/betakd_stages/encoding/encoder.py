@@ -235,7 +235,15 @@ def load_generation_config(folder: Path) -> GenerationConfig | None:
 
 def _answer_behind(prompt: str, full: str, answer: str) -> str:
     """The answer's segment where the template spaces a prompt and the same prompt with an answer differently."""
-    place = full.rfind(answer.strip())
-    if place < 0 or "".join(full[:place].split()) != "".join(prompt.split()):
-        raise ModelError("the chat template rewrites the prompt when an answer is added: the answer mask is unsafe")
-    return full[place:]
+    place = 0
+    for character in "".join(prompt.split()):
+        while full[place : place + 1].isspace():
+            place += 1
+        place += 1
+        if full[place - 1 : place] != character:
+            break
+    else:
+        rest = full[place:].lstrip()
+        if rest.startswith(answer.strip()):
+            return answer[: len(answer) - len(answer.lstrip())] + rest
+    raise ModelError("the chat template rewrites the prompt when an answer is added: the answer mask is unsafe")

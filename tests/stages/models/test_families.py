@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor
 
 from betakd_cache import FeatureLayout
-from betakd_stages.data.sample import Sample
+from betakd_stages.data.sample import Sample, Turn
 from betakd_stages.encoding import IGNORED, EncodedSample, Encoder, model_inputs
 from betakd_stages.evaluation.generation import greedy_answers
 from betakd_stages.models.forward import answer_rows
@@ -272,6 +272,15 @@ def test_a_saved_encoder_is_loaded_as_it_was(family: str, loaded: LoadedModel, t
     assert again.end_token_ids == loaded.encoder.end_token_ids
     for one in SAMPLES:
         assert torch.equal(again.encode(one).input_ids, loaded.encoder.encode(one).input_ids)
+
+
+@pytest.mark.parametrize("answer", ["i", "assistant", "", "?", "\n two\nlines "])
+def test_an_answer_that_looks_like_its_surroundings_is_found(encoder: Encoder, family: str, answer: str) -> None:
+    end = "<|im_end|>" if family not in FAMILIES else FAMILIES[family].end
+    expected = answer.strip() if family == "gemma3" else answer  # its template trims
+    space = " " if family == "smolvlm" else ""
+    encoded = encoder.encode(sample([Turn("assistant\n?", answer)] * 2))
+    assert encoder.tokenizer.decode(encoded.answer_ids) == f"{space}{expected}{end}" * 2
 
 
 def test_the_second_turn_is_encoded_as_the_first_is_behind_it(encoder: Encoder) -> None:

@@ -4,27 +4,17 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from betakd_pipe import __version__
 from betakd_pipe.cli_cache import cache_app
-from betakd_pipe.cli_options import (
-    Config,
-    Debug,
-    FeatureDtype,
-    Features,
-    Set,
-    VisionFocus,
-    comma_separated,
-    examples,
-    feature_flags,
-    part_of_work,
-)
+from betakd_pipe.cli_experiments import experiment_commands
+from betakd_pipe.cli_options import EXIT_FAILED, examples
+from betakd_pipe.cli_stages import stage_commands
 
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="betakd-pipe",
@@ -34,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(stage_commands)
+app.add_typer(experiment_commands)
 app.add_typer(cache_app, name="cache")
 
 
@@ -71,237 +63,6 @@ def betakd_pipe(
     ] = False,
 ) -> None:
     """Run a vision-language teacher once, then distil as many students as you like from its cache (Beta-KD)."""
-
-
-@app.command(
-    "cache-teacher",
-    epilog=examples(
-        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache",
-        "betakd-pipe cache-teacher --config cache.yaml --out cache --limit 100 --temperatures 0.5,1,2",
-        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --part 0/2  (beside 1/2)",
-        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --workers 2",
-        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --features vision:grid:4x4",
-        "betakd-pipe cache-teacher --config cache.yaml --out cache --features vision:tokens,prompt --vision-focus 16",
-        "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
-    ),
-)
-def cache_teacher(
-    out: Annotated[str, typer.Option(help="Folder or URL (s3://bucket/cache) of the cache.")],
-    teacher: Annotated[str | None, typer.Option(help="Folder of the teacher.")] = None,
-    data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
-    temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
-    features: Features = None,
-    feature_dtype: FeatureDtype = None,
-    vision_focus: VisionFocus = None,
-    part: Annotated[str, typer.Option(metavar="I/N", help="One of N processes that fill a cache together.")] = "0/1",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share this call's work, one per GPU.")] = 1,
-    require_grounding: Annotated[
-        bool, typer.Option("--require-grounding", help="Stop, not warn, where the teacher hardly looks at images.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the folder first.")] = False,
-    config: Config = None,
-    set_: Set = None,
-    debug: Debug = False,
-) -> None:
-    """Stage one: run the teacher once and write what it says about every sample into a cache.
-
-    A second call goes on where the first was interrupted, or says that all is there.
-    """
-    from betakd_pipe import stage_runs
-    from betakd_pipe.config import load_settings
-    from betakd_pipe.progress import terminal_progress
-    from betakd_stages.settings import CacheTeacherSettings
-
-    flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
-    flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
-    flags |= feature_flags(features, feature_dtype, vision_focus) | {"require_grounding": require_grounding or None}
-    settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
-    piece, progress = part_of_work(part), terminal_progress()
-    summary = stage_runs.cache_teacher(
-        settings, out, part=piece, num_workers=workers, overwrite=overwrite, progress=progress
-    )
-    new = f"{summary.num_new} new" if summary.num_new else "all there before"
-    rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
-    print(
-        f"{out}: {summary.num_samples} samples ({new}{rejected}), {summary.num_tokens} tokens, "
-        f"{summary.size_bytes / 1e6:.2f} MB"
-    )
-    if piece != (0, 1):
-        others = "and so is the cache" if summary.is_complete else "other parts of the cache are not"
-        print(f"{out}: part {part} is complete, {others}")
-
-
-@app.command(
-    epilog=examples(
-        "betakd-pipe distill --student student --cache cache --data digits:transfer --out run",
-        "betakd-pipe distill --config recipe.yaml --out run --energy fkl --energy cosine_probs --weighting instance",
-        "betakd-pipe distill --config recipe.yaml --out run --weighting fixed --set weighting.options.beta=3",
-        "betakd-pipe distill --config recipe.yaml --out run --energy ce  (labels only)",
-        "betakd-pipe distill --config recipe.yaml --out run --cache s3://bucket/cache --staging /scratch/shards",
-    )
-)
-def distill(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    student: Annotated[str | None, typer.Option(help="Folder of the student to start from.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Folder or URL of the teacher cache.")] = None,
-    data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
-    energy: Annotated[list[str] | None, typer.Option(help="An energy by name; repeat for several; ce: none.")] = None,
-    feature: Annotated[list[str] | None, typer.Option(help="vision or prompt; repeat for both.")] = None,
-    weighting: Annotated[str | None, typer.Option(help="fixed, task or instance.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    cross_entropy_weight: Annotated[float | None, typer.Option(help="Weight of the labels.")] = None,
-    on_mismatch: Annotated[str | None, typer.Option(help="Samples that differ from the cache's: stop or drop.")] = None,
-    staging: Annotated[str | None, typer.Option(help="Folder for shards of a cache in an object store.")] = None,
-    staging_limit: Annotated[float | None, typer.Option(metavar="GB", help="The most kept there.")] = None,
-    config: Config = None,
-    set_: Set = None,
-    debug: Debug = False,
-) -> None:
-    """Stage two: distil a student from a cache; the teacher itself is not needed any more.
-
-    A finished run is left alone; an interrupted one goes on from its last checkpoint.
-    """
-    from betakd_pipe import stage_runs
-    from betakd_pipe.config import load_settings
-    from betakd_pipe.progress import terminal_progress
-    from betakd_stages.settings import DistillSettings
-
-    flags: dict[str, Any] = {"student": student, "cache": cache, "data": data, "seed": seed}
-    flags["objective.energies"] = _energies(energy)
-    flags["objective.features"] = feature
-    flags["objective.cross_entropy_weight"] = cross_entropy_weight
-    flags["weighting.name"] = weighting
-    flags |= {"on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
-    settings = load_settings(DistillSettings, config, flags, set_ or ())
-    if stage_runs.distillation_is_finished(settings, out):
-        print(f"{out}: already finished; nothing to do")
-        return
-    stages = stage_runs.load_stages()
-    summary = stage_runs.distill(settings, out, progress=terminal_progress(), stages=stages)
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary.final_metrics.items())
-    print(f"{out}: {summary.steps} steps; {metrics}")
-
-
-@app.command(
-    epilog=examples(
-        "betakd-pipe evaluate run --benchmark digits --out scores",
-        "betakd-pipe evaluate run --benchmark digits --out scores --reference teacher-scores",
-    )
-)
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or run folder.")],
-    out: Annotated[Path, typer.Option(help="Folder of the scores and predictions.")],
-    benchmark: Annotated[str | None, typer.Option(help="NAME[:SPLIT][?key=value&...], such as digits.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The teacher's evaluation: adds agreement with it.")] = None,
-    config: Config = None,
-    set_: Set = None,
-    debug: Debug = False,
-) -> None:
-    """Answer a benchmark greedily and score the answers."""
-    from betakd_pipe import stage_runs
-    from betakd_pipe.config import flatten, load_settings
-    from betakd_pipe.progress import terminal_progress
-    from betakd_stages.settings import EvaluateSettings
-
-    flags = {"model": model, "benchmark": benchmark, "reference": reference}
-    settings = load_settings(EvaluateSettings, config, flags, set_ or ())
-    stages = stage_runs.load_stages()
-    scores = stage_runs.evaluate(settings, out, progress=terminal_progress(), stages=stages)
-    for name, value in flatten(scores).items():
-        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
-
-
-@app.command(
-    "build-model",
-    epilog=examples(
-        "betakd-pipe build-model --language-model Qwen2.5-0.5B-Instruct --vision-tower clip-vit-large-patch14-336 "
-        "--out student",
-    ),
-)
-def build_model(
-    language_model: Annotated[Path, typer.Option(help="Folder of a language model with ChatML's tokens.")],
-    vision_tower: Annotated[Path, typer.Option(help="Folder of a CLIP or SigLIP model.")],
-    out: Annotated[Path, typer.Option(help="Folder of the model that is written.")],
-    seed: Annotated[int, typer.Option(help="Of the projector's weights, which are new.")] = 0,
-    image_token: Annotated[str, typer.Option(help="Special token that images replace.")] = "<|image_pad|>",
-    debug: Debug = False,
-) -> None:
-    """Join a language model and a vision tower into a LLaVA model, such as LLaVA-Qwen."""
-    from betakd_pipe import stage_runs
-
-    built = stage_runs.build_model(language_model, vision_tower, out, seed=seed, image_token=image_token)
-    parts = ", ".join(f"{part} {number / 1e6:.1f} M" for part, number in built.num_parameters.items())
-    print(f"{out}: {parts} parameters")
-
-
-@app.command(
-    epilog=examples(
-        "betakd-pipe ablate spec.yaml --cache cache --student student --data digits:transfer --out ablation",
-        "betakd-pipe ablate spec.yaml --out ablation --jobs 2 --set seeds=[0,1]",
-    )
-)
-def ablate(
-    spec: Annotated[Path, typer.Argument(help="YAML: seeds, methods, grid, tuning.")],
-    out: Annotated[Path, typer.Option(help="Folder of all runs and of results.csv.")],
-    student: Annotated[str | None, typer.Option(help="Folder of the student; {seed} is filled in.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Folder of the cache; {seed} is filled in.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data specification; {seed} is filled in.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: the cores.")] = None,
-    set_: Set = None,
-    debug: Debug = False,
-) -> int:
-    """Many runs from one cache, one table. Finished runs are kept, interrupted ones go on, failed ones are named."""
-    from betakd_pipe.ablate import Ablation, run_ablations
-    from betakd_pipe.ablate_spec import AblationSpec
-    from betakd_pipe.ablate_table import print_table
-    from betakd_pipe.config import load_settings
-    from betakd_pipe.progress import terminal_progress
-
-    flags = {"student": student, "cache": cache, "data": data}
-    settings = load_settings(AblationSpec, spec, flags, set_ or ())
-    (result,) = run_ablations([Ablation(settings, out)], jobs=jobs, progress=terminal_progress())
-    print_table(result.rows)
-    print(f"{out / 'results.csv'}: {len(result.rows)} rows")
-    for run, reason in result.failures.items():
-        print(f"betakd-pipe: {run} failed: {reason}", file=sys.stderr)
-    return EXIT_FAILED if result.failures else 0
-
-
-@app.command(
-    epilog=examples(
-        "betakd-pipe demo",
-        "betakd-pipe demo --out demo --seeds 0 --quick",
-        "betakd-pipe demo --energy rkl --weighting instance  (one more row in the table)",
-    )
-)
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the report and of all runs.")] = Path("demo"),
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps: a look, not a result.")] = False,
-    energy: Annotated[list[str] | None, typer.Option(help="Of one more method; repeat for several.")] = None,
-    weighting: Annotated[str | None, typer.Option(help="Of that method, such as task or instance.")] = None,
-    debug: Debug = False,
-) -> int:
-    """Both stages on real handwritten digits, an ablation table and a report, in minutes on two cores."""
-    from betakd_pipe.demo import run_demo
-    from betakd_pipe.progress import terminal_progress
-
-    numbers = comma_separated("--seeds", seeds, int) or []
-    return run_demo(out, numbers, quick, terminal_progress(), energy or (), weighting)
-
-
-def _energies(names: list[str] | None) -> list[str] | None:
-    """The energies named by flags; `ce` alone stands for none, None for no flag."""
-    from betakd_stages.errors import ConfigError
-
-    if names and "ce" in names:
-        if len(names) > 1:
-            raise ConfigError(f"--energy ce means the labels alone; found {', '.join(names)}: leave out ce")
-        return []
-    return names
 
 
 def fault(error: Exception, debug: bool) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import typer
 
 from betakd_stages.errors import ConfigError
 
+EXIT_FAILED = 1
 Number = TypeVar("Number", int, float)
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags and --set win over it.")]

@@ -1,6 +1,7 @@
 """`cache estimate`: what it foretells is what caching then takes."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,14 @@ from tests.world import World
 
 from betakd_pipe.cli import main
 from betakd_stages.caching import cache_teacher
+from betakd_stages.data import load_samples
+from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError
 from betakd_stages.estimation import estimate
+from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teachers.hf import HuggingFaceTeacher
 
 
 def test_the_bytes_foretold_from_a_few_samples_are_those_of_the_whole_cache(world: World, tmp_path: Path) -> None:
@@ -52,6 +57,26 @@ def test_the_command_says_where_features_dominate(
     lines = capsys.readouterr().out.splitlines()
     assert {"num_samples: 2500", "num_scored: 16", "peak_device_memory_bytes: None"} <= set(lines)
     assert lines[-1].startswith("features take ") == dominate
+
+
+def test_hours_and_memory_are_those_of_a_teacher_of_known_cost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 ms a sample, of 2,500; two windows of encoded samples are held, so that larger ones need that much more."""
+    score = HuggingFaceTeacher.score
+
+    def slow(self: HuggingFaceTeacher, encoded: list[EncodedSample]) -> object:
+        time.sleep(0.02 * len(encoded))
+        return score(self, encoded)
+
+    monkeypatch.setattr(HuggingFaceTeacher, "score", slow)
+    small = CacheTeacherSettings(teacher=str(world.teacher), data="digits:transfer", batch_size=1, bucket_window=1)
+    large = small.model_copy(update={"bucket_window": 10**6})
+    found, held = (estimate(some, num_scored=16, progress=SilentProgress()) for some in (small, large))
+    assert found.num_samples == 2500
+    assert 0.02 < found.seconds_per_sample < 0.2  # a busy machine adds to the 20 ms, nothing takes from them
+    assert found.hours == pytest.approx(found.seconds_per_sample * 2500 / 3600)
+    encoder = load_encoder(world.teacher)
+    one_bytes = encoder.encode(load_samples("digits:transfer")[0]).num_bytes
+    assert held.peak_memory_bytes - found.peak_memory_bytes == pytest.approx(2 * 10**6 * one_bytes, rel=0.01)
 
 
 def test_no_sample_at_all_is_refused(world: World) -> None:

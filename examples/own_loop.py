@@ -39,10 +39,9 @@ def main() -> None:
     # Two energies beside the labels, and one learned weight for each (task-level Beta-KD).
     objective = build_objective(energies=[("fkl", {}), ("cosine_probs", {})], weighting="task")
     device = student.model.device
-    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest).to(device)
+    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest).to(device).train()
     groups = objective.parameter_groups(weighting_lr=0.05, lr=1e-3)
     optimizer = torch.optim.AdamW([{"params": list(student.model.parameters())}, *groups], lr=1e-3)
-    distiller.train()
     for epoch in range(arguments.epochs):
         total = count = 0.0
         for batch in batches:

@@ -57,7 +57,7 @@ def cache_teacher_in_workers(
             process.start()
             sender.close()  # so that the end of the process is the end of its messages
             processes[receiver] = process
-        done = _follow(processes, progress)
+        done = follow(processes, progress)
     finally:
         _stop(list(processes.values()))
         progress.finish()
@@ -69,10 +69,13 @@ def share(part: tuple[int, int], number: int, num_workers: int) -> tuple[int, in
     return part[0] + part[1] * number, part[1] * num_workers
 
 
-def _follow(
+def follow(
     processes: Mapping[Connection, multiprocessing.process.BaseProcess], progress: Progress
 ) -> list[tuple[bool, int]]:
-    """Whether the cache was complete, and the number of new records, at the end of each worker."""
+    """Whether the cache was complete, and the number of new records, at the end of each worker.
+
+    Raises WorkerError for one that fails or is killed, RuntimeError for one that dies of a bug.
+    """
     running = dict(processes)
     ended: list[tuple[bool, int]] = []
     started: list[tuple[int, int]] = []

@@ -1,6 +1,7 @@
 """`--workers`: several processes write one cache, one progress, and a failure of one stops the others cleanly."""
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from tests.world import World
 from betakd_cache import diff, open_cache, verify
 from betakd_pipe.cli import main
 from betakd_stages.caching import cache_teacher
-from betakd_stages.caching_workers import WorkerError, cache_teacher_in_workers, share
+from betakd_stages.caching_workers import WorkerError, cache_teacher_in_workers, follow, share
 from betakd_stages.errors import ConfigError
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
@@ -120,6 +121,19 @@ def test_a_killed_worker_is_named_with_the_likely_reason(world: World, tmp_path:
         "fewer workers need less",
         str(caught.value),
     )
+
+
+def die_of_a_bug() -> None:
+    raise SystemExit(1)
+
+
+def test_a_worker_that_ends_without_a_word_is_a_bug_whose_traceback_it_has_printed() -> None:
+    process = multiprocessing.get_context("fork").Process(target=die_of_a_bug, name="worker 1 of 2")
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process.start()
+    sender.close()
+    with pytest.raises(RuntimeError, match="worker 1 of 2 ended with exit code 1, its traceback is above"):
+        follow({receiver: process}, SilentProgress())
 
 
 @pytest.mark.parametrize(("sent", "codes"), [(signal.SIGINT, (0, 130)), (signal.SIGKILL, (0, -9))])

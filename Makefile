@@ -20,10 +20,10 @@ demo: .venv/.ready  ## Both stages on real handwritten digits; writes demo/repor
 	$(BIN)/betakd-pipe demo --out demo
 
 test: .venv/.ready  ## The test suite (under 10 minutes on two cores).
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 test-long: .venv/.ready  ## Everything, campaigns of many minutes included.
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) -m ''
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m ''
 
 check: .venv/.ready  ## Lint, formatting and types.
 	$(BIN)/ruff check .

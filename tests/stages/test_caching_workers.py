@@ -136,7 +136,10 @@ def test_a_worker_that_ends_without_a_word_is_a_bug_whose_traceback_it_has_print
         follow({receiver: process}, SilentProgress())
 
 
-@pytest.mark.parametrize(("sent", "codes"), [(signal.SIGINT, (0, 130)), (signal.SIGKILL, (0, -9))])
+@pytest.mark.parametrize(
+    ("sent", "codes"),
+    [(signal.SIGINT, (0, 130)), pytest.param(signal.SIGKILL, (0, -9), marks=pytest.mark.long)],
+)
 def test_workers_end_when_they_are_interrupted_or_left_alone_and_what_they_have_is_kept(
     world: World, whole: Path, tmp_path: Path, sent: signal.Signals, codes: tuple[int, ...]
 ) -> None:

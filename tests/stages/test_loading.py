@@ -75,3 +75,17 @@ def test_a_saved_encoder_is_loaded_as_it_was(folder: Path, tmp_path: Path) -> No
     loaded.model.save_pretrained(tmp_path / "copy")
     loaded.encoder.save(tmp_path / "copy")
     assert load_encoder(tmp_path / "copy").identity() == loaded.encoder.identity()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"model_type": "llava"', r"config.json is not valid JSON \(Expecting.*copy it again"),
+        (b"\xff\xfe\x00", r"config.json is not valid JSON .*copy it again"),
+        (b"[1, 2]", "is of model type None: supported are llava"),
+    ],
+)
+def test_a_damaged_config_is_refused(folder: Path, content: bytes, message: str) -> None:
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        load_encoder(folder)

@@ -62,7 +62,7 @@ def load_encoder(path: str | Path, max_length: int | None = None) -> Encoder:
     Raises ModelError for an unsupported family, ConfigError for more tokens than the model's context.
     """
     folder = model_folder(path)
-    family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    family = _family(folder / "config.json")
     if family not in ENCODERS and family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ModelError(
             f"{folder} is of model type {family!r}: supported are {', '.join(ENCODERS)} and the image-text models of "
@@ -82,6 +82,14 @@ def load_encoder(path: str | Path, max_length: int | None = None) -> Encoder:
             raise ConfigError(f"max_length is {max_length}, the context of {folder} is {context} tokens: lower it")
         encoder.max_length = max_length
     return encoder
+
+
+def _family(path: Path) -> str | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise ModelError(f"{path} is not valid JSON ({first_line(error)}): copy it again") from None
+    return content.get("model_type") if isinstance(content, dict) else None
 
 
 def load_model(

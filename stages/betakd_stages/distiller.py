@@ -30,8 +30,8 @@ class Distiller(nn.Module):
         self.objective = objective
         self._vocabulary_size = vocabulary_size
         self._manifest = manifest
-        rules = manifest.rules if manifest else None
-        self._layouts = {name: rules.layout(name) for name in rules.feature_sizes} if rules else {}
+        # Of the student only what a feature channel compares; what a weighting sees are the teacher's features.
+        self._layouts = {name: manifest.rules.layout(name) for name in objective.features} if manifest else {}
 
     def forward(self, batch: dict[str, Any]) -> ObjectiveOutput:
         """The objective of a batch made by `dataset.make_collator`."""
@@ -44,7 +44,7 @@ class Distiller(nn.Module):
             cached.targets,
             student_features=rows.features,
             teacher_features=cached.features,
-            feature_present={name: cached.present[name] & rows.present[name] for name in cached.present},
+            feature_present={name: held & rows.present.get(name, held) for name, held in cached.present.items()},
         )
 
     def _cached(self, batch: dict[str, Any], rows: AnswerRows) -> CachedBatch:

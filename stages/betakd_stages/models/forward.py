@@ -97,8 +97,11 @@ def _vision(embeddings: Tensor, visual: Tensor, layout: FeatureLayout) -> Tensor
         zeros = 0 * embeddings[:, 0]  # of the student's graph, as a feature must be in training
         return zeros if layout.is_pooled else zeros[:, None].expand(-1, layout.num_places, -1)
     has_image = counts > 0
-    images = embeddings[visual].split(counts[has_image].tolist())
-    arranged = torch.cat([arrange(tokens[None], layout.name) for tokens in images])
+    sizes = counts[has_image].tolist()
+    if len(set(sizes)) == 1:
+        arranged = arrange(embeddings[visual].unflatten(0, (len(sizes), sizes[0])), layout.name)
+    else:
+        arranged = torch.cat([arrange(tokens[None], layout.name) for tokens in embeddings[visual].split(sizes)])
     rows = arranged.new_zeros(len(counts), *arranged.shape[1:])
     return rows.masked_scatter(has_image.view(-1, *[1] * (arranged.ndim - 1)), arranged)
 

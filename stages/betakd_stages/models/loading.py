@@ -84,7 +84,7 @@ def load_encoder(path: str | Path, max_length: int | None = None) -> Encoder:
     return encoder
 
 
-def _family(path: Path) -> str | None:
+def _family(path: Path) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON, or of UTF-8

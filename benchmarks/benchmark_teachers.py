@@ -3,9 +3,10 @@
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,51 @@ class Teacher:
         for start in range(0, self.num_tokens, CHUNK_TOKENS):
             stop = min(start + CHUNK_TOKENS, self.num_tokens)
             yield slice(start, stop), self.chunk(start // CHUNK_TOKENS)[: stop - start]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopEntries:
+    """The 64 likeliest ids of every token, and sums over all the others."""
+
+    ids: NDArray[np.int64]
+    gaps: Floats
+    gold_gap: Floats
+    rest_mass: dict[float, Floats]
+    """Per temperature the sum of exp(-gap / temperature) `[N]` over the others."""
+    rest_energy: dict[float, Floats]
+    """Per temperature the sum of gap exp(-gap / temperature) `[N]` over the others."""
+    logit_max: Floats
+    logit_mean: Floats
+    logit_std: Floats
+
+
+def top_entries(teacher: Teacher, temperatures: Sequence[float], k: int = 64) -> TopEntries:
+    """One pass over the teacher's full logits."""
+    parts: list[tuple[Any, ...]] = []
+    for tokens, logits in teacher.chunks():
+        largest = logits.max(axis=1, keepdims=True)
+        gaps = largest - logits
+        ids = np.argpartition(gaps, k, axis=1)[:, :k]
+        ids = np.take_along_axis(ids, np.argsort(np.take_along_axis(gaps, ids, axis=1), axis=1), axis=1)
+        top, gold = np.take_along_axis(gaps, ids, axis=1), gaps[np.arange(len(gaps)), teacher.gold[tokens]]
+        moments = (logits.max(axis=1), logits.mean(axis=1), logits.std(axis=1))
+        np.put_along_axis(gaps, ids, 1e6, axis=1)  # weighs nothing in the sums over the others
+        sums = []
+        for temperature in temperatures:
+            weights = np.exp(-gaps / temperature)
+            sums += [weights.sum(axis=1), (weights * gaps).sum(axis=1)]
+        parts.append((ids, top, gold, *moments, *sums))
+    ids, top, gold, largest, mean, deviation, *sums = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return TopEntries(
+        ids,
+        top,
+        gold,
+        dict(zip(temperatures, sums[::2], strict=True)),
+        dict(zip(temperatures, sums[1::2], strict=True)),
+        largest,
+        mean,
+        deviation,
+    )
 
 
 def simulated_teacher(num_tokens: int, vocabulary_size: int = 151_936) -> Teacher:

@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmark_teachers import Floats, Teacher, bisect, entropies, language_model, simulated_teacher, softmax
+from benchmark_teachers import (
+    Floats,
+    Teacher,
+    TopEntries,
+    bisect,
+    entropies,
+    language_model,
+    simulated_teacher,
+    softmax,
+    top_entries,
+)
 from betakd_cache import CacheWriter, TeacherRecord, TokenRule, open_cache
 
 TEMPERATURES = (1.0, 2.0)
@@ -69,7 +79,7 @@ def main() -> None:
 
 def measure(teacher: Teacher, console: Console) -> list[dict[str, Any]]:
     """The rows of one teacher, and a printed line about its distributions."""
-    top = top_entries(teacher)
+    top = top_entries(teacher, TEMPERATURES)
     codecs = {name: through_cache(teacher, rule, top) for name, rule in SETTINGS.items()}
     codecs |= {name: quantised(top, codec, size) for name, (codec, size) in OTHERS.items()}
     sums = {kl: student_sums(teacher, codecs, target) for kl, target in STUDENT_KL.items()}
@@ -136,7 +146,7 @@ def token_errors(
     return error, kept_kl + tail_kl
 
 
-def through_cache(teacher: Teacher, rule: TokenRule, top: "TopEntries") -> Kept:
+def through_cache(teacher: Teacher, rule: TokenRule, top: TopEntries) -> Kept:
     """What comes back of the teacher from a cache on disk."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cache"
@@ -158,7 +168,7 @@ def through_cache(teacher: Teacher, rule: TokenRule, top: "TopEntries") -> Kept:
     )
 
 
-def record_of(teacher: Teacher, rule: TokenRule, top: "TopEntries") -> TeacherRecord:
+def record_of(teacher: Teacher, rule: TokenRule, top: TopEntries) -> TeacherRecord:
     """All tokens of the teacher as one sample; what is dropped of the 64 joins the rest."""
     t = rule.top_p_temperature
     weights = np.exp(-top.gaps / t)
@@ -198,7 +208,7 @@ def record_of(teacher: Teacher, rule: TokenRule, top: "TopEntries") -> TeacherRe
     )
 
 
-def quantised(top: "TopEntries", codec: Callable[[Floats], Floats], bytes_per_token: float) -> Kept:
+def quantised(top: TopEntries, codec: Callable[[Floats], Floats], bytes_per_token: float) -> Kept:
     """64 ids and log-probabilities through `codec`; the tail is one minus the kept at temperature 1, else unknown."""
     total = np.exp(-top.gaps).sum(axis=1, keepdims=True) + top.rest_mass[1.0][:, None]
     log_p = codec(-top.gaps - np.log(total))
@@ -241,51 +251,6 @@ OTHERS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
     "int32 + 4 bit, K = 64": (four_bits, 296),
     "int32 + polynomial, K = 64": (polynomial, 272),
 }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TopEntries:
-    """The 64 likeliest ids of every token, and sums over all the others."""
-
-    ids: NDArray[np.int64]
-    gaps: Floats
-    gold_gap: Floats
-    rest_mass: dict[float, Floats]
-    """Per temperature the sum of exp(-gap / temperature) `[N]` over the others."""
-    rest_energy: dict[float, Floats]
-    """Per temperature the sum of gap exp(-gap / temperature) `[N]` over the others."""
-    logit_max: Floats
-    logit_mean: Floats
-    logit_std: Floats
-
-
-def top_entries(teacher: Teacher, k: int = 64) -> TopEntries:
-    """One pass over the teacher's full logits."""
-    parts: list[tuple[Any, ...]] = []
-    for tokens, logits in teacher.chunks():
-        largest = logits.max(axis=1, keepdims=True)
-        gaps = largest - logits
-        ids = np.argpartition(gaps, k, axis=1)[:, :k]
-        ids = np.take_along_axis(ids, np.argsort(np.take_along_axis(gaps, ids, axis=1), axis=1), axis=1)
-        top, gold = np.take_along_axis(gaps, ids, axis=1), gaps[np.arange(len(gaps)), teacher.gold[tokens]]
-        moments = (logits.max(axis=1), logits.mean(axis=1), logits.std(axis=1))
-        np.put_along_axis(gaps, ids, 1e6, axis=1)  # weighs nothing in the sums over the others
-        sums = []
-        for temperature in TEMPERATURES:
-            weights = np.exp(-gaps / temperature)
-            sums += [weights.sum(axis=1), (weights * gaps).sum(axis=1)]
-        parts.append((ids, top, gold, *moments, *sums))
-    ids, top, gold, largest, mean, deviation, *sums = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return TopEntries(
-        ids,
-        top,
-        gold,
-        dict(zip(TEMPERATURES, sums[::2], strict=True)),
-        dict(zip(TEMPERATURES, sums[1::2], strict=True)),
-        largest,
-        mean,
-        deviation,
-    )
 
 
 def noise_scale(teacher: Teacher, target_kl: float) -> float:

@@ -84,11 +84,6 @@ def _nearest_codes() -> NDArray[np.uint8]:
     return np.searchsorted((table[1:] + table[:-1]) / 2, np.arange(table[-1] + 1)).astype(np.uint8)
 
 
-def split_ids(ids: NDArray[np.int64]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """The low 16 bits and the next 8 bits of ids."""
-    return ids.astype(np.uint16), (ids >> 16).astype(np.uint8)
-
-
 def join_ids(low: NDArray[np.uint16], high: NDArray[np.uint8] | None) -> NDArray[np.int64]:
     """The ids, int64, of their planes; `high` is None where 16 bits hold the vocabulary."""
     ids = low.astype(np.int64)

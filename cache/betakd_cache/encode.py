@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from betakd_cache.codec import encode_gaps, encode_groups, split_ids
+from betakd_cache.codec import encode_gaps, encode_groups
 from betakd_cache.errors import CacheError
-from betakd_cache.layout import ArraySpec, CacheRules, array_specs, focus_name
+from betakd_cache.layout import WIDE_VOCABULARY, ArraySpec, CacheRules, array_specs, focus_name
 from betakd_cache.record import TeacherRecord, joined
 
 
@@ -20,17 +20,15 @@ def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[s
     tokens_before = np.concatenate(([0], np.cumsum(token_counts)))
     entries_before = np.concatenate(([0], np.cumsum(entry_counts)))
     ids, gaps, token_ids = joined(records, "ids"), joined(records, "gaps"), joined(records, "token_ids")
-    low, high = split_ids(ids)
-    token_low, token_high = split_ids(token_ids)
     arrays: dict[str, NDArray[Any]] = {
         "sample_ptr": tokens_before,
         "entry_ptr": entries_before[tokens_before],
-        "token_ids": token_low,
-        "token_ids_high": token_high,
+        "token_ids": token_ids.astype(np.uint16),
         "tok_n": entry_counts,
-        "ids": low,
-        "ids_high": high,
+        "ids": ids.astype(np.uint16),
     }
+    if rules.vocabulary_size > WIDE_VOCABULARY:
+        arrays |= {"token_ids_high": token_ids >> 16, "ids_high": ids >> 16}
     if rules.token_rule.exact:
         arrays["gap"] = gaps
     else:

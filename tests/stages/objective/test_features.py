@@ -1,4 +1,4 @@
-"""Feature channels with several places: layouts, focus, the published projection, and their errors."""
+"""Feature channels: collapse, layouts with several places, focus, the published projection, and their errors."""
 
 import numpy as np
 import pytest
@@ -93,3 +93,20 @@ def test_an_objective_takes_features_with_settings_and_several_places(batch: Bat
             teacher_features={"vision": STATISTICS},
             student_feature_sizes={"vision": 4},
         )
+
+
+def test_a_constant_student_feature_does_not_reach_an_energy_of_zero() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(64, 6) * 3 + 1
+    statistics = FeatureStatistics(teacher.mean(0), teacher.std(0, correction=0))
+    objective = build_objective(
+        features=["vision"], teacher_features={"vision": statistics}, student_feature_sizes={"vision": 4}
+    )
+    channel = objective.features["vision"]
+    student = torch.ones(64, 4, requires_grad=True)
+    optimizer = torch.optim.Adam(channel.parameters(), lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        channel(student, teacher).mean().backward()
+        optimizer.step()
+    assert float(channel(student, teacher).mean().detach()) == pytest.approx(1.0, abs=0.02)

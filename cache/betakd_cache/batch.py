@@ -27,8 +27,8 @@ class DecodedBatch:
     """[N] nats."""
     tail_lse: NDArray[np.float32]
     """[N, M] log of the sum over the ids not kept of exp(-gap / temperature); -inf where everything is kept."""
-    tail_energy: NDArray[np.float32]
-    """[N, M] mean gap of the ids not kept."""
+    tail_energy: NDArray[np.float32] | None
+    """[N, M] mean gap of the ids not kept; None where the cache holds none."""
     logit_max: NDArray[np.float32] | None
     """[N], None where the cache holds no moments."""
     logit_mean: NDArray[np.float32] | None
@@ -69,10 +69,10 @@ class CompactBatch:
             entry_counts=counts.astype(np.int64),
             gold_gap=self.float32("gold_gap"),
             tail_lse=self.float32("tail_lse"),
-            tail_energy=self.float32("tail_energy"),
-            logit_max=self.moment("logit_max"),
-            logit_mean=self.moment("logit_mean"),
-            logit_std=self.moment("logit_std"),
+            tail_energy=self.optional("tail_energy"),
+            logit_max=self.optional("logit_max"),
+            logit_mean=self.optional("logit_mean"),
+            logit_std=self.optional("logit_std"),
             features={name: self.feature(name) for name in self.feature_names()},
             present={name: self.arrays[f"present/{name}"].astype(bool) for name in self.feature_names()},
             focus={name: self.focus(name) for name in self.focus_names()},
@@ -107,8 +107,8 @@ class CompactBatch:
         """A stored array in float32."""
         return self.arrays[name].astype(np.float32)
 
-    def moment(self, name: str) -> NDArray[np.float32] | None:
-        """`logit_max`, `logit_mean` or `logit_std` `[N]`, None where the cache holds none."""
+    def optional(self, name: str) -> NDArray[np.float32] | None:
+        """`tail_energy` `[N, M]` or a moment of the logits `[N]`, None where the cache holds none."""
         return self.float32(name) if name in self.arrays else None
 
     def feature_names(self) -> list[str]:

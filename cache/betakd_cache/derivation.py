@@ -129,9 +129,10 @@ def _widened_tail(
     gaps: NDArray[np.float64],
     dropped: NDArray[np.bool_],
 ) -> dict[str, NDArray[Any]]:
-    """`tail_lse` and `tail_energy` at the rule's temperatures with the dropped entries added."""
+    """`tail_lse` and, if held, `tail_energy` at the rule's temperatures with the dropped entries added."""
     tail_lse = batch.arrays["tail_lse"][:, columns].astype(np.float64)
-    tail_energy = batch.arrays["tail_energy"][:, columns].astype(np.float64)
+    held = batch.optional("tail_energy")
+    tail_energy = np.zeros_like(tail_lse) if held is None else held[:, columns].astype(np.float64)
     num_tokens = len(tail_lse)
     for column, temperature in enumerate(rule.temperatures):
         weights = np.where(dropped, np.exp(-gaps / temperature), 0.0)
@@ -142,7 +143,7 @@ def _widened_tail(
         total = before + mass[changed]
         tail_energy[changed, column] = (before * tail_energy[changed, column] + energy[changed]) / total
         tail_lse[changed, column] = np.log(total)
-    arrays = {"tail_lse": tail_lse, "tail_energy": tail_energy}
+    arrays = {"tail_lse": tail_lse} if held is None else {"tail_lse": tail_lse, "tail_energy": tail_energy}
     return {name: array.astype(batch.arrays[name].dtype) for name, array in arrays.items()}
 
 
@@ -180,10 +181,11 @@ def _stored_shards(cache: TeacherCache, chosen: NDArray[np.int64]) -> Iterator[t
 def _updated_rows(batch: CompactBatch, rows: pa.Table, rule: TokenRule) -> pa.Table:
     """The rows with the teacher's means under the new rule."""
     counts = batch.arrays["tok_n"].astype(np.int64)
-    numbers = (batch.float32(name) for name in ("gold_gap", "tail_lse", "tail_energy"))
-    means: Mapping[str, NDArray[np.float64]] = sample_means(
-        token_summaries(rule.temperatures, counts, batch.gaps(), *numbers), batch.token_ptr
+    gold_gap, tail_lse = batch.float32("gold_gap"), batch.float32("tail_lse")
+    summaries = token_summaries(
+        rule.temperatures, counts, batch.gaps(), gold_gap, tail_lse, batch.optional("tail_energy")
     )
+    means: Mapping[str, NDArray[np.float64]] = sample_means(summaries, batch.token_ptr)
     for name, values in means.items():
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
     return rows

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from betakd_cache.codec import encode_gaps, encode_groups
 from betakd_cache.errors import CacheError
 from betakd_cache.layout import WIDE_VOCABULARY, ArraySpec, CacheRules, array_specs, focus_name
-from betakd_cache.record import TeacherRecord, joined
+from betakd_cache.record import MOMENTS, TeacherRecord, joined
 
 
 def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[str, NDArray[Any]]:
@@ -33,12 +33,9 @@ def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[s
         arrays["gap"] = gaps
     else:
         arrays["gap"], arrays["gap_top"] = encode_gaps(gaps, entry_counts)
-    for name in ("gold_gap", "tail_lse", "tail_energy"):
-        arrays[name] = joined(records, name)
-    if rules.logit_moments:
-        for name in ("logit_max", "logit_mean", "logit_std"):
-            arrays[name] = joined(records, name)
     specs = {spec.name: spec for spec in array_specs(rules)}
+    for name in specs.keys() & {"gold_gap", "tail_lse", "tail_energy", *MOMENTS}:
+        arrays[name] = joined(records, name)
     for name in rules.feature_sizes:
         arrays |= _feature_arrays(records, name, specs)
     return {name: np.ascontiguousarray(arrays[name], spec.dtype) for name, spec in specs.items()}
@@ -51,7 +48,7 @@ def encode_rows(records: Sequence[TeacherRecord], rules: CacheRules) -> pa.Table
     """
     token_counts = np.array([len(record.token_ids) for record in records])
     columns: dict[str, Any] = {"sample_id": [record.sample_id for record in records], "num_tokens": token_counts}
-    names = ("entry_counts", "gaps", "gold_gap", "tail_lse", "tail_energy")
+    names = ["entry_counts", "gaps", "gold_gap", "tail_lse", *(["tail_energy"] if rules.tail_energies else [])]
     summaries = token_summaries(rules.token_rule.temperatures, *(joined(records, name) for name in names))
     columns |= sample_means(summaries, np.concatenate(([0], np.cumsum(token_counts))))
     for name in dict.fromkeys(name for record in records for name in record.row):
@@ -68,11 +65,12 @@ def token_summaries(
     gaps: NDArray[np.float32],
     gold_gap: NDArray[np.float32],
     tail_lse: NDArray[np.float32],
-    tail_energy: NDArray[np.float32],
+    tail_energy: NDArray[np.float32] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """`gold_nll` and `entropy` in nats and `kept_mass`, a probability, per token `[T]`, of kept entries and tail.
 
-    All are taken at the temperature of the grid that is nearest to 1.
+    All are taken at the temperature of the grid that is nearest to 1. Without `tail_energy` the tail counts as one
+    outcome, which makes `entropy` too small by at most the tail's mass times the log of its number of ids.
     """
     column = int(np.argmin(np.abs(np.log(temperatures))))
     temperature = temperatures[column]
@@ -81,7 +79,11 @@ def token_summaries(
     kept = np.add.reduceat(weights, starts, dtype=np.float64)
     tail = np.exp(tail_lse[:, column].astype(np.float64))
     total = kept + tail
-    energy = np.add.reduceat(weights * gaps, starts, dtype=np.float64) + tail * tail_energy[:, column]
+    if tail_energy is None:
+        mean_energy = np.where(tail > 0, -temperature * tail_lse[:, column], 0.0)
+    else:
+        mean_energy = tail_energy[:, column]
+    energy = np.add.reduceat(weights * gaps, starts, dtype=np.float64) + tail * mean_energy
     return {
         "gold_nll": gold_gap / temperature + np.log(total),
         "entropy": np.log(total) + energy / total / temperature,

@@ -70,6 +70,8 @@ class CacheRules:
     """Of the features that are not pooled, by name."""
     feature_dtype: FeatureDtype = "float16"
     """How features are stored unless the token rule is exact; int8 has one scale per 64 numbers."""
+    tail_energies: bool = True
+    """Whether the mean energy of the tail is stored; a teacher known by its log probabilities cannot give it."""
 
     def __post_init__(self) -> None:
         if not 1 < self.vocabulary_size <= MAX_VOCABULARY:
@@ -91,6 +93,11 @@ class CacheRules:
             raise CacheError(
                 f"feature_dtype is {self.feature_dtype!r}; choose from {', '.join(FEATURE_DTYPES)}, and leave it out "
                 "of an exact cache, which stores float32"
+            )
+        if not self.tail_energies and len(self.token_rule.temperatures) > 1:
+            raise CacheError(
+                f"temperatures are {self.token_rule.temperatures} without tail energies; give one temperature, there "
+                "is no way from one to another without them"
             )
 
     def layout(self, name: str) -> FeatureLayout:
@@ -156,7 +163,7 @@ def array_specs(rules: CacheRules) -> tuple[ArraySpec, ...]:
         *([] if exact else [ArraySpec("gap_top", "|u1", "token", (NUM_WIDE_RANKS,))]),
         ArraySpec("gold_gap", brief, "token"),
         ArraySpec("tail_lse", "<f4", "token", (num_temperatures,)),
-        ArraySpec("tail_energy", brief, "token", (num_temperatures,)),
+        *([ArraySpec("tail_energy", brief, "token", (num_temperatures,))] if rules.tail_energies else []),
     ]
     if rules.logit_moments:
         arrays += [
@@ -186,7 +193,8 @@ def _feature_specs(rules: CacheRules, name: str) -> list[ArraySpec]:
 
 def statistics_of(rules: CacheRules) -> tuple[str, ...]:
     """The names of the statistics a cache of these rules holds; an energy that needs another is refused by name."""
+    energies = ("tail_energy",) if rules.tail_energies else ()
     moments = ("logit_max", "logit_mean", "logit_std") if rules.logit_moments else ()
     features = tuple(f"features/{name}" for name in rules.feature_sizes)
     focus = tuple(focus_name(name) for name in rules.feature_sizes if rules.layout(name).num_focus)
-    return ("entries", "gold_gap", "tail_lse", "tail_energy", *moments, *features, *focus)
+    return ("entries", "gold_gap", "tail_lse", *energies, *moments, *features, *focus)

@@ -79,6 +79,7 @@ class Manifest:
             # Left out where they say nothing: caches from before there were layouts keep their bytes and identity.
             **({"feature_layouts": layouts} if layouts else {}),
             **({"feature_dtype": rules.feature_dtype} if rules.feature_dtype != "float16" else {}),
+            **({} if rules.tail_energies else {"tail_energies": False}),
         }
 
     def to_bytes(self) -> bytes:
@@ -168,6 +169,7 @@ def _from_fields(fields: Mapping[str, Any]) -> Manifest:
                 name: FeatureLayout.from_json(layout) for name, layout in fields.get("feature_layouts", {}).items()
             },
             feature_dtype=fields.get("feature_dtype", "float16"),
+            tail_energies=fields.get("tail_energies", True),
         ),
         state=fields["state"],
         counts=Counts(**fields["counts"]),

@@ -11,6 +11,7 @@ from betakd_cache.errors import CacheError
 from betakd_cache.layout import RESERVED_COLUMNS, CacheRules
 
 RowValue = str | int | float | None
+MOMENTS = ("logit_max", "logit_mean", "logit_std")
 FLOAT16_MAX = 65504.0
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -20,7 +21,8 @@ class TeacherRecord:
     """The teacher's numbers at the T supervised tokens of one sample, E entries in all, M temperatures.
 
     A gap is the largest logit of the token minus the entry's logit, so never negative.
-    The moments are None where the teacher cannot give them; a cache holds them for all its samples or for none.
+    `tail_energy` and the moments are None where the teacher cannot give them; a cache holds them for all its samples or
+    for none.
     """
 
     sample_id: str
@@ -36,7 +38,7 @@ class TeacherRecord:
     """[T] nats."""
     tail_lse: NDArray[np.float32]
     """[T, M] log of the sum over the ids not kept of exp(-gap / temperature); -inf where everything is kept."""
-    tail_energy: NDArray[np.float32]
+    tail_energy: NDArray[np.float32] | None
     """[T, M] mean gap of the ids not kept under softmax(logits / temperature); 0 where everything is kept."""
     logit_max: NDArray[np.float32] | None = None
     """[T] the largest logit itself."""
@@ -96,17 +98,15 @@ def _shape_problem(record: TeacherRecord, rules: CacheRules) -> str | None:
         ("gaps", record.gaps, (num_entries,)),
         ("gold_gap", record.gold_gap, (num_tokens,)),
         ("tail_lse", record.tail_lse, grid),
-        ("tail_energy", record.tail_energy, grid),
     ]
-    for name in ("logit_max", "logit_mean", "logit_std"):
-        moment = getattr(record, name)
-        if (moment is not None) != rules.logit_moments:
-            return (
-                f"{name} is {'given' if moment is not None else 'missing'}, but the cache was opened with "
-                f"logit_moments={rules.logit_moments}"
-            )
-        if moment is not None:
-            expected.append((name, moment, (num_tokens,)))
+    optional = [("tail_energy", "tail_energies", grid), *((name, "logit_moments", (num_tokens,)) for name in MOMENTS)]
+    for name, rule, shape in optional:
+        array, wanted = getattr(record, name), getattr(rules, rule)
+        if (array is not None) != wanted:
+            given = "given" if array is not None else "missing"
+            return f"{name} is {given}, but the cache was opened with {rule}={wanted}"
+        if array is not None:
+            expected.append((name, array, shape))
     for name, array, shape in expected:
         if array.shape != shape:
             return f"{name} has shape {list(array.shape)}, expected {list(shape)}"
@@ -141,7 +141,9 @@ def _entry_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str |
 
 def _number_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
     largest = FLOAT32_MAX if rules.token_rule.exact else FLOAT16_MAX
-    bounds = [("gold_gap", 0.0, largest), ("tail_energy", 0.0, largest)]
+    bounds = [("gold_gap", 0.0, largest)]
+    if rules.tail_energies:
+        bounds.append(("tail_energy", 0.0, largest))
     if rules.logit_moments:
         bounds += [
             ("logit_std", 0.0, largest),

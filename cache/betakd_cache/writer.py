@@ -77,13 +77,20 @@ class CacheWriter:
         logit_moments: bool = True,
         feature_layouts: Mapping[str, FeatureLayout] | None = None,
         feature_dtype: FeatureDtype = "float16",
+        tail_energies: bool = True,
         shard_samples: int = 1024,
         overwrite: bool = False,
         part: Part = WHOLE,
     ) -> Self:
         """What `open_with` gives for the rules that these arguments make."""
         rules = CacheRules(
-            token_rule, vocabulary_size, dict(feature_sizes), logit_moments, dict(feature_layouts or {}), feature_dtype
+            token_rule,
+            vocabulary_size,
+            dict(feature_sizes),
+            logit_moments,
+            dict(feature_layouts or {}),
+            feature_dtype,
+            tail_energies,
         )
         return cls.open_with(path, identity, rules, shard_samples=shard_samples, overwrite=overwrite, part=part)
 

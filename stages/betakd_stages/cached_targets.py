@@ -15,7 +15,7 @@ from betakd_cache.codec import GROUP_SIZE, NUM_WIDE_RANKS, UNITS_PER_NAT, step_t
 from betakd_cache.layout import focus_name
 from betakd_stages.targets import TeacherTargets
 
-MOMENTS = ("logit_max", "logit_mean", "logit_std")
+OPTIONAL = ("tail_energy", "logit_max", "logit_mean", "logit_std")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ def decode_batch(batch: CompactBatch, manifest: Manifest, device: torch.device) 
 
 
 Decoded = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]
-"""The fields of `TeacherTargets` that are tensors (a moment that is not stored is None), features and presence."""
+"""The fields of `TeacherTargets` that are tensors (None where the cache holds none), features and presence."""
 
 
 def decoded_by_numpy(batch: CompactBatch) -> Decoded:
     """The batch as tensors over NumPy's memory."""
     decoded = batch.decode()
-    moments = {name: getattr(decoded, name) for name in MOMENTS}
+    optional = {name: getattr(decoded, name) for name in OPTIONAL}
     gaps = torch.from_numpy(decoded.gaps)
     columns = {
         "ids": torch.from_numpy(decoded.ids),
@@ -58,9 +58,8 @@ def decoded_by_numpy(batch: CompactBatch) -> Decoded:
         "gold_ids": torch.from_numpy(decoded.token_ids),
         "gold_logit": -torch.from_numpy(decoded.gold_gap),
         "tail_lse": torch.from_numpy(decoded.tail_lse),
-        "tail_energy": torch.from_numpy(decoded.tail_energy),
         "sample_index": torch.from_numpy(decoded.sample_index),
-        **{name: None if moment is None else torch.from_numpy(moment) for name, moment in moments.items()},
+        **{name: None if values is None else torch.from_numpy(values) for name, values in optional.items()},
     }
     features = {name: torch.from_numpy(values) for name, values in decoded.features.items()}
     features |= {focus_name(name): torch.from_numpy(places) for name, places in decoded.focus.items()}
@@ -90,9 +89,8 @@ def decoded_on(device: torch.device, batch: CompactBatch) -> Decoded:
         "gold_ids": gold_ids,
         "gold_logit": -gold_gap,
         "tail_lse": arrays["tail_lse"].float(),
-        "tail_energy": arrays["tail_energy"].float(),
         "sample_index": torch.repeat_interleave(samples, token_counts, output_size=len(gold_ids)),
-        **{name: arrays[name].float() if name in arrays else None for name in MOMENTS},
+        **{name: arrays[name].float() if name in arrays else None for name in OPTIONAL},
     }
     names = batch.feature_names()
     features = {name: _feature(arrays, name) for name in names}

@@ -39,8 +39,10 @@ class TeacherTargets:
     """The grid."""
     tail_lse: Tensor
     """float `[N, M]`, log of the sum over the tail of exp(z / temperature); -inf where everything is kept."""
-    tail_energy: Tensor
-    """float `[N, M]`, mean of -z over the tail under softmax(z / temperature); 0 where everything is kept."""
+    tail_energy: Tensor | None
+    """float `[N, M]`, mean of -z over the tail under softmax(z / temperature); 0 where everything is kept.
+    None where the cache holds none: the tail then counts as one outcome, which makes `entropy` too small by at most the
+    tail's mass times the log of its number of ids."""
     vocabulary_size: int
     """The tokenizer's real size: ids are below it."""
     logit_max: Tensor | None
@@ -110,11 +112,18 @@ class TeacherTargets:
 
     def tail_lse_at(self, temperature: Temperature) -> Tensor:
         """The tail's logsumexp at a temperature, `[N]`, interpolated between the temperatures of the grid."""
-        return interpolate_tail(self.temperatures, self.tail_lse, self.tail_energy, temperature)[0]
+        return interpolate_tail(self.temperatures, self.tail_lse, self._tail_energies(), temperature)[0]
 
     def tail_energy_at(self, temperature: Temperature) -> Tensor:
         """The tail's mean energy at a temperature, `[N]`, the slope of the same interpolation."""
-        return interpolate_tail(self.temperatures, self.tail_lse, self.tail_energy, temperature)[1]
+        return interpolate_tail(self.temperatures, self.tail_lse, self._tail_energies(), temperature)[1]
+
+    def _tail_energies(self) -> Tensor:
+        """`tail_energy`, or that of a tail that is one outcome."""
+        if self.tail_energy is not None:
+            return self.tail_energy
+        grid = torch.tensor(self.temperatures, dtype=self.tail_lse.dtype, device=self.tail_lse.device)
+        return torch.where(torch.isneginf(self.tail_lse), 0.0, -grid * self.tail_lse)
 
     def log_partition(self, temperature: Temperature = 1.0) -> Tensor:
         """Log of the sum over the vocabulary of exp(z / temperature), `[N]`: kept part exact, tail from the grid."""

@@ -83,8 +83,9 @@ def read_shard(path: Path, manifest: dict[str, Any], entry: dict[str, Any]) -> I
         "tok_n": read_array(group, "tok_n", "uint32" if exact else "uint8"),
         "gold_gap": read_array(group, "gold_gap", brief),
         "tail_lse": read_array(group, "tail_lse", "float32", num_temperatures),
-        "tail_energy": read_array(group, "tail_energy", brief, num_temperatures),
     }
+    if manifest.get("tail_energies", True):
+        tokens["tail_energy"] = read_array(group, "tail_energy", brief, num_temperatures)
     if manifest["logit_moments"]:
         kinds = {"logit_max": "float32", "logit_mean": "float32", "logit_std": brief}
         tokens |= {name: read_array(group, name, kind) for name, kind in kinds.items()}

@@ -33,14 +33,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from benchmark_teacher_world import LARGE, SMALL, save_samples, save_teacher
 from betakd_cache import CacheWriter
 from betakd_stages.batching import length_buckets
-from betakd_stages.caching import make_teacher, open_writer, preparing_encoders, score_all
+from betakd_stages.caching import open_writer, preparing_encoders, score_all
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import LoadedImage, Sample, SampleSet
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.models.loading import LoadedModel
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
-from betakd_stages.teachers.hf import HuggingFaceTeacher, cut_records
+from betakd_stages.teachers.hf import HuggingFaceTeacher
+from betakd_stages.teachers.opening import open_hf_teacher
 
 PEAKS_TFLOPS = {
     "H200": 989.0,
@@ -198,7 +199,7 @@ def one_after_the_other(
 ) -> Clock:
     """The time of each part over all samples, nothing at the same time as anything else."""
     clock = Clock()
-    teacher = make_teacher(settings, loaded)
+    teacher = open_hf_teacher(settings, loaded)
     window = settings.batch_size * (settings.bucket_window if bucketed else 1)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -230,15 +231,15 @@ def score(teacher: HuggingFaceTeacher, encoded: Sequence[EncodedSample], writer:
     with clock.part("head and top-k"):
         targets, _ = teacher.targets(rows, len(encoded))
     with clock.part("cut records"):
-        records = cut_records(targets, rows, focus, encoded)
+        records = teacher.records(targets, rows, focus, encoded)
     with clock.part("write"):
         writer.extend(records)
 
 
 def whole_run(settings: CacheTeacherSettings, loaded: LoadedModel, samples: SampleSet) -> float:
     """The seconds of stage one over all samples, from the first image to the complete cache."""
-    teacher = make_teacher(settings, loaded)
-    encoders = preparing_encoders(settings, loaded)
+    teacher = open_hf_teacher(settings, loaded)
+    encoders = preparing_encoders(settings, teacher)
     with (
         tempfile.TemporaryDirectory() as folder,
         open_writer(settings, Path(folder) / "cache", teacher, samples) as writer,

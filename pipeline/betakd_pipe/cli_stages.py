@@ -31,12 +31,16 @@ stage_commands = typer.Typer()
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --features vision:grid:4x4",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --features vision:tokens,prompt --vision-focus 16",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
+        "betakd-pipe cache-teacher --config cache.yaml --out cache --backend vllm --set vllm.tensor_parallel_size=2",
     ),
 )
 def cache_teacher(
     out: Annotated[str, typer.Option(help="Folder or URL (s3://bucket/cache) of the cache.")],
     teacher: Annotated[str | None, typer.Option(help="Folder of the teacher.")] = None,
     data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="hf; vllm (one pass, known versions); vllm_prompt_logprobs (any version).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
@@ -63,7 +67,8 @@ def cache_teacher(
     from betakd_pipe.progress import terminal_progress
     from betakd_stages.settings import CacheTeacherSettings
 
-    flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
+    flags: dict[str, Any] = {"teacher": teacher, "data": data, "backend": backend, "limit": limit}
+    flags |= {"top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
     flags |= feature_flags(features, feature_dtype, vision_focus) | {"require_grounding": require_grounding or None}
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from betakd_cache import CacheWriter, TeacherRecord, TokenRule, info
+from betakd_cache import CacheWriter, TeacherRecord, info
 from betakd_stages.batching import PreparedSample, length_buckets, prepared_windows
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
 from betakd_stages.encoding import Encoder
 from betakd_stages.errors import DataError
 from betakd_stages.grounding import check_grounding
-from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
-from betakd_stages.models.placement import Placement
+from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
-from betakd_stages.teachers.hf import HuggingFaceTeacher
+from betakd_stages.teachers.base import Teacher
+from betakd_stages.teachers.opening import open_teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,18 @@ def cache_teacher(
     ModelError where the teacher hardly looks at images and `settings.require_grounding` says to stop then.
     """
     samples = load_samples(settings.data)
-    loaded = load_teacher(settings)
-    teacher = make_teacher(settings, loaded)
-    with open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer:
+    with (
+        contextlib.closing(open_teacher(settings)) as teacher,
+        open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer,
+    ):
         wanted = samples[: settings.limit][part[0] :: part[1]]
         stored = writer.stored
         missing = chosen_samples(
             wanted, [number for number, sample in enumerate(wanted) if sample.sample_id not in stored]
         )
         if missing and part[0] == 0:
-            check_grounding(teacher, loaded.encoder, missing, required=settings.require_grounding)
-        encoders = preparing_encoders(settings, loaded)
+            check_grounding(teacher, missing, required=settings.require_grounding)
+        encoders = preparing_encoders(settings, teacher)
         progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
         try:
             num_new = score_all(missing, teacher, encoders, writer, settings, progress)
@@ -89,38 +90,16 @@ def summary(out: Path | str, is_complete: bool, num_new: int) -> CacheSummary:
     )
 
 
-def token_rule(settings: CacheTeacherSettings) -> TokenRule:
-    """Which entries of a token these settings keep. Raises CacheError for a rule that no cache can have."""
-    return TokenRule(
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        top_p_temperature=settings.top_p_temperature,
-        temperatures=settings.temperatures,
-        exact=settings.exact,
-    )
-
-
-def load_teacher(settings: CacheTeacherSettings) -> LoadedModel:
-    """The model and encoder of these settings. Raises UserError as `load_model` does."""
-    placement = Placement(settings.attention, settings.device_map, settings.quantisation)
-    return load_model(settings.teacher, settings.precision, settings.max_length, placement)
-
-
-def preparing_encoders(settings: CacheTeacherSettings, loaded: LoadedModel) -> list[Encoder]:
+def preparing_encoders(settings: CacheTeacherSettings, teacher: Teacher) -> list[Encoder]:
     """One encoder for each thread that prepares samples."""
     others = range(settings.preparing_threads - 1)
-    return [loaded.encoder, *(load_encoder(loaded.folder, loaded.encoder.max_length) for _ in others)]
-
-
-def make_teacher(settings: CacheTeacherSettings, loaded: LoadedModel) -> HuggingFaceTeacher:
-    """The teacher with the rule and the features of these settings."""
-    return HuggingFaceTeacher(loaded, token_rule(settings), settings.features, settings.vision_focus)
+    return [teacher.encoder, *(load_encoder(settings.teacher, teacher.encoder.max_length) for _ in others)]
 
 
 def open_writer(
     settings: CacheTeacherSettings,
     out: Path | str,
-    teacher: HuggingFaceTeacher,
+    teacher: Teacher,
     samples: SampleSet,
     *,
     part: tuple[int, int] = (0, 1),
@@ -130,11 +109,13 @@ def open_writer(
     return CacheWriter.open(
         out,
         identity={**teacher.identity(), "data": data_identity(samples)},
-        token_rule=token_rule(settings),
+        token_rule=teacher.token_rule,
         vocabulary_size=teacher.vocabulary_size,
         feature_sizes=teacher.feature_sizes,
         feature_layouts=teacher.feature_layouts,
         feature_dtype=settings.feature_dtype,
+        logit_moments=teacher.knows_logits,
+        tail_energies=teacher.knows_logits,
         shard_samples=settings.shard_samples,
         overwrite=overwrite,
         part=part,
@@ -148,7 +129,7 @@ def data_identity(samples: SampleSet) -> dict[str, Any]:
 
 def score_all(
     missing: Sequence[Sample],
-    teacher: HuggingFaceTeacher,
+    teacher: Teacher,
     encoders: Sequence[Encoder],
     writer: CacheWriter,
     settings: CacheTeacherSettings,
@@ -173,7 +154,7 @@ def score_all(
 
 
 def _score_window(
-    window: list[PreparedSample], teacher: HuggingFaceTeacher, settings: CacheTeacherSettings, progress: Progress
+    window: list[PreparedSample], teacher: Teacher, settings: CacheTeacherSettings, progress: Progress
 ) -> list[tuple[Sample, TeacherRecord | str]]:
     """What became of each sample, in order: its record, or the reason why there is none; none past one too many."""
     failed = [place for place, sample in enumerate(window) if sample.encoded is None]
@@ -181,7 +162,8 @@ def _score_window(
         window = window[: failed[settings.max_rejected] + 1]
     encoded = [sample.encoded for sample in window if sample.encoded is not None]
     outcomes: dict[str, TeacherRecord | str] = {}
-    for bucket in length_buckets([len(sample.input_ids) for sample in encoded], settings.batch_size):
+    batch_size = max(len(encoded), 1) if teacher.batches_itself else settings.batch_size
+    for bucket in length_buckets([len(sample.input_ids) for sample in encoded], batch_size):
         scored = teacher.score([encoded[place] for place in bucket])
         outcomes.update({record.sample_id: record for record in scored.records})
         outcomes.update(scored.rejected)

@@ -15,11 +15,12 @@ import torch
 from betakd_cache import TeacherCache, open_cache
 from betakd_cache.journal import journal_paths, read_journal
 from betakd_stages.batching import WINDOWS_AHEAD
-from betakd_stages.caching import load_teacher, make_teacher, open_writer, preparing_encoders, score_all
+from betakd_stages.caching import open_writer, preparing_encoders, score_all
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ConfigError
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teachers.opening import open_teacher
 
 GROUPS = {
     "entries": ("ids", "ids_high", "gap", "gap_top", "tok_n", "entry_ptr"),
@@ -64,10 +65,9 @@ def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: 
     wanted = samples[: settings.limit]
     places = np.linspace(0, len(wanted) - 1, min(num_scored, len(wanted))).round().astype(int)
     chosen = [wanted[place] for place in places.tolist()]
-    loaded = load_teacher(settings)
-    teacher = make_teacher(settings, loaded)
-    encoders = preparing_encoders(settings, loaded)
-    first = loaded.encoder.encode(chosen[0])
+    teacher = open_teacher(settings)
+    encoders = preparing_encoders(settings, teacher)
+    first = teacher.encoder.encode(chosen[0])
     teacher.score([first])  # the first call prepares kernels and memory
     window_bytes = first.num_bytes * settings.batch_size * settings.bucket_window * (1 + WINDOWS_AHEAD)
     progress.start("teacher", total=len(chosen))

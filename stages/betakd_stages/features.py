@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from betakd_cache import FeatureLayout
+from betakd_stages.encoding import Encoder
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.feature_layouts import POOLED, TOKENS, grid_cells
 
@@ -44,6 +46,27 @@ def arrange(tokens: Tensor, layout: str) -> Tensor:
     image = tokens.transpose(1, 2).unflatten(2, (side, side))
     cells = nn.functional.adaptive_avg_pool2d(image, (rows, columns))
     return cells.flatten(2).transpose(1, 2)
+
+
+def feature_layout(layout: str, encoder: Encoder, num_focus: int) -> FeatureLayout:
+    """What a cache holds of a teacher's feature in this layout, with `num_focus` places noted unless it is pooled.
+
+    Raises ConfigError for a layout that the teacher's images do not have.
+    """
+    if layout == POOLED:
+        return FeatureLayout()
+    num_tokens = encoder.num_image_tokens
+    if num_tokens is None:
+        raise ConfigError(
+            f"layout {layout!r} needs the same number of visual tokens for every image, which this teacher "
+            f"(model type {encoder.config.model_type!r}) does not have: choose vision (pooled)"
+        )
+    if num_focus > num_tokens:
+        raise ConfigError(
+            f"vision_focus is {num_focus}, but an image is {num_tokens} visual tokens of this teacher: "
+            "choose at most as many"
+        )
+    return FeatureLayout(layout, arrange(torch.zeros(1, num_tokens, 1), layout).shape[1], num_focus)
 
 
 def require_places(num_teacher_places: int, layout: str, num_student_tokens: int | None) -> None:

@@ -7,19 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from betakd_cache import TeacherRecord
 from betakd_stages.data.sample import LoadedImage, Sample
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import DataError, ModelError
-from betakd_stages.teachers.hf import HuggingFaceTeacher
+from betakd_stages.teachers.base import Teacher
 
 NUM_SAMPLES = 8
 NUM_LOOKED_AT = 512
 """Samples among which those with an image are sought: a mixture may hold few."""
 LEAST_NATS = 0.01
 """Mean divergence below which images hardly matter: above the noise of bfloat16, below one answer in ten that looks."""
+LEAST_LOGIT = -80.0
+"""Of a tail without mass, so that differences stay numbers."""
 GREY = (128, 128, 128)
 
 
@@ -40,32 +43,45 @@ class Grounding:
         return self.mean_kl >= LEAST_NATS
 
 
-def measure_grounding(teacher: HuggingFaceTeacher, encoder: Encoder, samples: Sequence[Sample]) -> Grounding | None:
+def measure_grounding(teacher: Teacher, samples: Sequence[Sample]) -> Grounding | None:
     """What a few of these samples, spread over them, say with their image and with a grey one of the same size.
 
     The prompt stays the same, visual tokens included: leaving the image out would change the answers of a teacher whose
     projector is broken too. None where no sample looked at has an image that can be read, or logits that are finite.
     """
     divergences, changed, num_samples = [], [], 0
-    for pair in itertools.islice(_pairs(encoder, samples), NUM_SAMPLES):
-        seen, blank = (teacher.answer_logits([encoded]).double().log_softmax(dim=1) for encoded in pair)
-        if not (seen.isfinite().all() and blank.isfinite().all()):
+    column = teacher.token_rule.temperatures.index(1.0)
+    for pair in itertools.islice(_pairs(teacher.encoder, samples), NUM_SAMPLES):
+        records = teacher.score(pair).records
+        if len(records) < len(pair):
             continue
-        divergences.append((seen.exp() * (seen - blank)).sum(dim=1))
-        changed.append(seen.argmax(dim=1) != blank.argmax(dim=1))
+        seen, blank = (
+            log_probabilities(record, record.tail_lse[:, column], teacher.vocabulary_size) for record in records
+        )
+        divergences.append((np.exp(seen) * (seen - blank)).sum(axis=1))
+        changed.append(seen.argmax(axis=1) != blank.argmax(axis=1))
         num_samples += 1
     if not divergences:
         return None
-    by_token = torch.cat(divergences)
-    share_changed = torch.cat(changed).double().mean().item()
-    return Grounding(num_samples, len(by_token), by_token.mean().item(), share_changed)
+    by_token = np.concatenate(divergences)
+    return Grounding(num_samples, len(by_token), float(by_token.mean()), float(np.concatenate(changed).mean()))
 
 
-def check_grounding(
-    teacher: HuggingFaceTeacher, encoder: Encoder, samples: Sequence[Sample], *, required: bool
-) -> None:
+def log_probabilities(
+    record: TeacherRecord, tail_lse: NDArray[np.float32], vocabulary_size: int
+) -> NDArray[np.float64]:
+    """What a record says about every token of the vocabulary at temperature 1, `[T, V]`, given `tail_lse` `[T]` there:
+    the tail's mass is spread evenly over the ids that the record lacks."""
+    lacking = np.maximum(vocabulary_size - record.entry_counts, 1)
+    spread = np.maximum(tail_lse.astype(np.float64) - np.log(lacking), LEAST_LOGIT)
+    logits = np.repeat(spread[:, None], vocabulary_size, axis=1)
+    logits[np.repeat(np.arange(len(lacking)), record.entry_counts), record.ids] = -record.gaps
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def check_grounding(teacher: Teacher, samples: Sequence[Sample], *, required: bool) -> None:
     """Nothing; warns where the teacher hardly looks at images, or raises ModelError where that is `required`."""
-    found = measure_grounding(teacher, encoder, samples)
+    found = measure_grounding(teacher, samples)
     if found is None:
         if required:
             raise ModelError(

@@ -148,11 +148,29 @@ class DistillSettings(Settings):
         return self
 
 
+class VllmSettings(Settings):
+    """How vLLM runs a teacher, where it is the backend."""
+
+    tensor_parallel_size: int = Field(default=1, gt=0, description="GPUs that share one teacher")
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of each GPU that vLLM may take")
+    max_num_batched_tokens: int = Field(
+        default=8192,
+        gt=0,
+        description="tokens of one step; vllm_prompt_logprobs holds a row of logits for each",
+    )
+
+
 class CacheTeacherSettings(Settings):
     """Stage one."""
 
     teacher: str = Field(description="folder of the teacher, as saved by save_pretrained, or a run folder")
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer")
+    backend: Literal["hf", "vllm", "vllm_prompt_logprobs"] = Field(
+        default="hf",
+        description="what runs the teacher: transformers (hf); vLLM in one pass, for known versions of it; or vLLM's "
+        "stable interface, which gives log probabilities at temperature 1 and no features",
+    )
+    vllm: VllmSettings = VllmSettings()
     limit: int | None = Field(default=None, gt=0, description="only the first so many samples")
     max_length: int | None = Field(default=None, gt=0, description=MAX_LENGTH)
     batch_size: int = Field(default=16, gt=0, description="samples per forward pass")
@@ -224,6 +242,27 @@ class CacheTeacherSettings(Settings):
             )
         if self.exact and self.feature_dtype != "float16":
             raise ValueError("exact stores features in fp32: leave feature_dtype out")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_backend_can(self) -> "CacheTeacherSettings":
+        if self.backend == "hf":
+            return self
+        foreign = {"attention": "auto", "device_map": "single", "quantisation": "none", "vision_focus": 0}
+        for name, default in foreign.items():
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which is for backend hf: leave it out; vLLM chooses its "
+                    "attention, spreads a teacher by vllm.tensor_parallel_size and runs quantised checkpoints as such"
+                )
+        beyond = self.temperatures != (1.0,) or self.top_p_temperature != 1 or self.features
+        if self.backend == "vllm_prompt_logprobs" and beyond:
+            raise ValueError(
+                "backend vllm_prompt_logprobs knows the teacher at temperature 1 and no features, asked are "
+                f"temperatures {', '.join(f'{value:g}' for value in self.temperatures)}, top_p_temperature "
+                f"{self.top_p_temperature:g} and features {', '.join(self.features) or 'none'}: give "
+                "--temperatures 1 --features '', or use backend vllm"
+            )
         return self
 
 

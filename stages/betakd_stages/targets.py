@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from betakd_stages.tail import Temperature, interpolate_tail
-from betakd_stages.truncation import truncate_logits
+from betakd_stages.truncation import truncate_log_probabilities, truncate_logits
 
 CHUNK_ELEMENTS = 2**24
 """`TeacherTargets.from_logits` works on as many rows at a time as have about this many logits."""
@@ -103,6 +103,33 @@ class TeacherTargets:
             vocabulary_size=vocabulary_size,
             sample_index=sample_index,
             num_samples=num_samples,
+        )
+
+    @classmethod
+    def from_log_probabilities(
+        cls,
+        ids: Tensor,
+        log_probabilities: Tensor,
+        gold_ids: Tensor,
+        gold_log_probability: Tensor,
+        *,
+        top_p: float | None = None,
+        vocabulary_size: int,
+    ) -> "TeacherTargets":
+        """The targets at temperature 1 of one sample, of the K most likely ids `[N, K]` and of the labels `[N]`.
+
+        What `from_logits` keeps at the same K; the tail is what the K leave of 1, without a mean energy.
+        """
+        columns = truncate_log_probabilities(
+            ids, log_probabilities, gold_ids, gold_log_probability, top_p=top_p, vocabulary_size=vocabulary_size
+        )
+        return cls(
+            **columns,
+            gold_ids=gold_ids,
+            temperatures=(1.0,),
+            vocabulary_size=vocabulary_size,
+            sample_index=torch.zeros_like(gold_ids),
+            num_samples=1,
         )
 
     @property

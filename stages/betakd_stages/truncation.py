@@ -1,7 +1,12 @@
 """From full teacher logits to kept entries and a tail: what a cache record holds, computed exactly on any device."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+LEAST_TAIL = 2.0**-24
+"""Half a unit in the last place of 1 in float32, in which log probabilities travel."""
 
 
 def truncate_logits(
@@ -43,6 +48,45 @@ def truncate_logits(
         "logit_max": largest,
         "logit_mean": mean,
         "logit_std": deviation,
+    }
+
+
+def truncate_log_probabilities(
+    ids: Tensor,
+    values: Tensor,
+    gold_ids: Tensor,
+    gold_value: Tensor,
+    *,
+    top_p: float | None,
+    vocabulary_size: int,
+) -> dict[str, Any]:
+    """The same columns as far as log probabilities tell: float64 `values` `[N, K]` of the most likely `ids`, the first
+    the most, and those of the gold ids `[N]`. Ids from `vocabulary_size` on are padding, left out with their mass.
+
+    The tail is what is left of 1; where that is less than `LEAST_TAIL`, so rounding, it is taken for that.
+    """
+    left = 1 - values.exp().sum(dim=1)
+    padding_mass = values.exp().masked_fill(ids < vocabulary_size, 0.0).sum(dim=1)
+    values, order = values.masked_fill(ids >= vocabulary_size, -torch.inf).sort(dim=1, descending=True, stable=True)
+    largest, valid_mass = values[:, :1].clone(), values.exp().sum(dim=1)
+    ids, values = _with_gold(ids.gather(1, order), values, gold_ids, gold_value)
+    share = values.exp() / (1 - padding_mass).unsqueeze(1)
+    is_gold = ids == gold_ids.unsqueeze(1)
+    kept = (share.cumsum(dim=1) - share < (torch.inf if top_p is None else top_p)) & ~torch.isneginf(values) | is_gold
+    ids, values, kept = _compact(ids, values, kept)
+    tail = (left + valid_mass - values.exp().masked_fill(~kept, 0.0).sum(dim=1)).clamp(min=LEAST_TAIL)
+    tail = tail.masked_fill(kept.sum(dim=1) >= vocabulary_size, 0.0)
+    relative = (values - largest).float()
+    return {
+        "ids": ids.masked_fill(~kept, 0),
+        "kept": kept,
+        "logits": relative.masked_fill(~kept, -torch.inf),
+        "gold_logit": (gold_value - largest[:, 0]).float(),
+        "tail_lse": (tail.log().unsqueeze(1) - largest).float(),
+        "tail_energy": None,
+        "logit_max": None,
+        "logit_mean": None,
+        "logit_std": None,
     }
 
 

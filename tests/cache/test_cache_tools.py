@@ -49,6 +49,8 @@ def test_a_derived_cache_equals_the_one_that_the_teacher_would_have_written(
         for name in ("token_ids", "entry_counts", "ids", "gaps", "gold_gap", "logit_max"):
             np.testing.assert_array_equal(getattr(derived, name), getattr(expected, name), err_msg=name)
         np.testing.assert_allclose(derived.tail_lse, expected.tail_lse, rtol=1e-6, atol=1e-5)
+        assert derived.tail_energy is not None
+        assert expected.tail_energy is not None
         np.testing.assert_allclose(derived.tail_energy, expected.tail_energy, rtol=1e-5, atol=1e-5)
     assert found.num_entries == cache.manifest.counts.num_entries <= found.source_entries
     assert cache.manifest.token_rule == narrow

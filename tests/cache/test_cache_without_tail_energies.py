@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from independent_reader import read_samples
-from records import make_records, write_cache
+from tests.cache.independent_reader import read_samples
+from tests.cache.records import make_records, write_cache
 
 from betakd_cache import CacheError, TokenRule, derive, open_cache
 

@@ -11,13 +11,14 @@ from tests.world import World
 from transformers import LlavaForConditionalGeneration
 
 from betakd_cache import open_cache
-from betakd_stages.caching import cache_teacher, load_teacher, make_teacher
+from betakd_stages.caching import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.encoding import IGNORED
 from betakd_stages.errors import DataError
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teachers.opening import open_hf_teacher
 
 
 def settings(world: World, **changes: object) -> CacheTeacherSettings:
@@ -60,11 +61,12 @@ def test_cached_numbers_equal_the_teachers_full_logits(world: World, tmp_path: P
 
 def test_the_head_is_applied_to_answer_rows_only(world: World) -> None:
     some = settings(world)
-    loaded = load_teacher(some)
-    encoded = [loaded.encoder.encode(sample) for sample in load_samples(world.data)]
+    teacher = open_hf_teacher(some)
+    encoded = [teacher.encoder.encode(sample) for sample in load_samples(world.data)]
     shapes: list[tuple[int, ...]] = []
-    loaded.model.get_output_embeddings().register_forward_hook(lambda head, inputs, logits: shapes.append(logits.shape))
-    records = make_teacher(some, loaded).score(encoded).records
+    head = teacher.loaded.model.get_output_embeddings()
+    head.register_forward_hook(lambda head, inputs, logits: shapes.append(logits.shape))
+    records = teacher.score(encoded).records
     assert shapes == [(sum(len(record.token_ids) for record in records), 34)]
 
 

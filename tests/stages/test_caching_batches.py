@@ -12,15 +12,17 @@ from tests.stages.test_caching import settings
 from tests.world import World
 
 from betakd_cache import CacheWriter, diff, open_cache
-from betakd_stages import batching
+from betakd_stages import batching, caching
 from betakd_stages.batching import length_buckets, prepared_windows
-from betakd_stages.caching import cache_teacher, load_teacher, make_teacher, preparing_encoders
+from betakd_stages.caching import cache_teacher, preparing_encoders
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import LoadedImage, Sample
 from betakd_stages.encoding import Encoder
 from betakd_stages.errors import DataError
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
+from betakd_stages.teachers.hf import HuggingFaceTeacher
+from betakd_stages.teachers.opening import open_hf_teacher
 
 FLOAT32_NOISE = 1e-5
 """Nats: other samples in a batch change the order of sums, and with them the last bits."""
@@ -112,7 +114,12 @@ def watched(world: World, reads: list[str], errors: dict[int, Exception]) -> lis
 
 def encoders(world: World, number: int) -> list[Encoder]:
     some = settings(world, preparing_threads=number)
-    return preparing_encoders(some, load_teacher(some))
+    return preparing_encoders(some, open_hf_teacher(some))
+
+
+def without_grounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the run's own batches are the only ones the teacher scores."""
+    monkeypatch.setattr(caching, "check_grounding", lambda *arguments, **named: None)
 
 
 def test_no_more_than_one_window_is_prepared_ahead_and_never_by_the_main_thread(world: World) -> None:
@@ -163,7 +170,8 @@ def test_a_window_is_scored_while_the_one_before_is_being_written(
 ) -> None:
     """The writer holds on to the first window until a batch of the second is scored: one after the other cannot end."""
     some = settings(world, batch_size=4, bucket_window=2)
-    kind = type(make_teacher(some, load_teacher(some)))
+    without_grounding(monkeypatch)
+    kind = HuggingFaceTeacher
     score, extend = kind.score, CacheWriter.extend
     num_scored = 0
     second_window = threading.Event()
@@ -188,8 +196,8 @@ def test_an_interrupted_run_keeps_whole_windows_and_the_same_call_goes_on(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = settings(world, batch_size=4, bucket_window=2, shard_samples=100)
-    loaded = load_teacher(some)
-    kind = type(make_teacher(some, loaded))
+    without_grounding(monkeypatch)
+    kind = HuggingFaceTeacher
     original, scored = kind.score, []
 
     def interrupted(self: object, encoded: list[object]) -> object:

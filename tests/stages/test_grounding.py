@@ -12,11 +12,12 @@ from tests.world import World
 from transformers import LlavaForConditionalGeneration
 
 from betakd_pipe.cli import main
-from betakd_stages.caching import cache_teacher, load_teacher, make_teacher
+from betakd_stages.caching import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ModelError
 from betakd_stages.grounding import measure_grounding
 from betakd_stages.progress import SilentProgress
+from betakd_stages.teachers.opening import open_hf_teacher
 
 
 def blind_teacher(world: World, folder: Path) -> Path:
@@ -43,8 +44,9 @@ def test_the_divergence_is_that_of_the_full_distributions_with_a_grey_image(worl
     """KL(with || grey) over the answer tokens in float64, from the whole model run on files, one of them made grey."""
     data = as_files(world, tmp_path / "data", 1)
     (sample,) = load_samples(data)
-    loaded = load_teacher(settings(world))
-    found = measure_grounding(make_teacher(settings(world), loaded), loaded.encoder, [sample])
+    teacher = open_hf_teacher(settings(world))
+    loaded = teacher.loaded
+    found = measure_grounding(teacher, [sample])
     assert sample.image is not None
     path = tmp_path / "data" / "images" / "0.png"
     image = sample.image.load().pixels

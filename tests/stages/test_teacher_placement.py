@@ -12,11 +12,12 @@ from tests.world import World
 
 from betakd_cache import CacheError, diff, open_cache
 from betakd_pipe.cli import main
-from betakd_stages.caching import cache_teacher, load_teacher, make_teacher
+from betakd_stages.caching import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.placement import Placement, place
 from betakd_stages.progress import SilentProgress
+from betakd_stages.teachers.opening import open_hf_teacher
 
 
 def refusal(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> str:
@@ -106,8 +107,8 @@ def test_a_batch_that_is_too_much_for_the_gpu_is_refused_with_its_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = settings(world)
-    loaded = load_teacher(some)
-    teacher = make_teacher(some, loaded)
+    teacher = open_hf_teacher(some)
+    loaded = teacher.loaded
     encoded = [loaded.encoder.encode(sample) for sample in load_samples(world.data)[:3]]
     longest = max(len(sample.input_ids) for sample in encoded)
 

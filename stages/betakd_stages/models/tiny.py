@@ -39,11 +39,12 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class TinySize:
-    """Widths and depths of a tiny model; attention heads are 16 wide."""
+    """Widths and depths of a tiny model."""
 
     width: int
     vision_layers: int
     language_layers: int
+    head_width: int = 16
 
 
 TEACHER_SIZE = TinySize(width=64, vision_layers=1, language_layers=2)
@@ -88,7 +89,7 @@ def tiny_model(
     common: dict[str, Any] = {
         "hidden_size": size.width,
         "intermediate_size": 2 * size.width,
-        "num_attention_heads": size.width // 16,
+        "num_attention_heads": size.width // size.head_width,
     }
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -97,7 +98,7 @@ def tiny_model(
         text_config=LlamaConfig(
             **common,
             num_hidden_layers=size.language_layers,
-            num_key_value_heads=size.width // 16,
+            num_key_value_heads=size.width // size.head_width,
             vocab_size=len(tokenizer),
             max_position_embeddings=64,
             bos_token_id=None,

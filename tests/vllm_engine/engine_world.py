@@ -76,9 +76,8 @@ def assert_same_caches(left: Path, right: Path, *, tolerance: float = 1e-4, ever
         one, other = (cache.record(int(cache.index_of([sample_id])[0])) for cache in caches)
         np.testing.assert_array_equal(one.token_ids, other.token_ids)
         for token in range(len(one.token_ids)):
-            _assert_same_entries(
-                *(_log_probabilities(*pair, token) for pair in zip((one, other), caches, strict=True)), tolerance
-            )
+            entries = (_log_probabilities(one, caches[0], token), _log_probabilities(other, caches[1], token))
+            _assert_same_entries(*entries, tolerance)
         if everything:
             for name in STATISTICS:
                 np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=tolerance, err_msg=name)

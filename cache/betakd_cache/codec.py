@@ -6,6 +6,7 @@ add up, and neighbours are so close that a byte is five times as exact as it wou
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ WIDE_LIMIT = 2**16 - 1
 STEP_SCALE = 2.0
 STEP_LIMIT = 16.0
 _MOST_UNITS = 2**24
-_BLOCK_TOKENS = 4096  # so that what is gathered stays in the processor's cache
 
 
 def encode_gaps(gaps: NDArray[np.float32], counts: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -27,24 +27,35 @@ def encode_gaps(gaps: NDArray[np.float32], counts: NDArray[np.int64]) -> tuple[N
 
     A gap of ranks 2 to 4 above 31.9 nats is stored as that, a step above 16 as 16, which later steps make up for.
     """
-    units = np.rint(np.minimum(gaps * np.float32(UNITS_PER_NAT), _MOST_UNITS)).astype(np.int32)
-    starts = np.cumsum(counts) - counts
-    codes, low = np.zeros(len(gaps), np.uint8), np.zeros((len(counts), NUM_WIDE_RANKS), np.uint8)
-    for first in range(0, len(counts), _BLOCK_TOKENS):
-        # From the token with the most entries to that with the fewest: those that have a rank are the first so many.
-        tokens = first + np.argsort(-counts[first : first + _BLOCK_TOKENS])
-        num_having = len(tokens) - np.cumsum(np.bincount(counts[tokens]))
-        places = starts[tokens]
-        stored = np.zeros(len(tokens), np.int32)  # the gap of each token's rank before, as a reader finds it
-        for rank, num_tokens in enumerate(num_having[1:].tolist(), start=1):
-            places, stored = places[:num_tokens] + 1, stored[:num_tokens]
-            if rank <= NUM_WIDE_RANKS:
-                stored = np.minimum(units.take(places), WIDE_LIMIT)
-                codes[places], low[tokens[:num_tokens], rank - 1] = stored >> 8, stored & 0xFF
-            else:
-                code = _nearest_codes().take(units.take(places) - stored, mode="clip")
-                codes[places] = code
-                stored = stored + step_table().take(code)
+    units = np.minimum(gaps, np.float32(_MOST_UNITS / UNITS_PER_NAT))
+    units *= UNITS_PER_NAT
+    units = np.rint(units, out=units).astype(np.int32)
+    # From the token with the most entries to that with the fewest: those that have a rank are the first so many.
+    tokens = np.argsort(-counts.astype(np.int16), kind="stable")
+    num_having = len(tokens) - np.cumsum(np.bincount(counts))[:-1]
+    # Rank after rank, so that every step below goes through memory in order.
+    first, stops = (np.cumsum(counts) - counts)[tokens], np.cumsum(num_having).tolist()
+    ranks = [slice(stop - having, stop) for stop, having in zip(stops, num_having.tolist(), strict=True)]
+    places = np.empty(len(gaps), np.int64)
+    for number, rank in enumerate(ranks):
+        np.add(first[: rank.stop - rank.start], number, out=places[rank])
+    codes, low = np.empty(len(gaps), np.uint8), np.empty((len(counts), NUM_WIDE_RANKS), np.uint8)
+    codes[places], low[tokens] = _encode_ranks(units.take(places), ranks)
+    return codes, low
+
+
+def _encode_ranks(units: NDArray[np.int32], ranks: Sequence[slice]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The codes of gaps in units, rank after rank, and the low bytes `[T, 3]` of the tokens, most ranks first."""
+    codes = np.zeros(len(units), np.uint8)
+    low = np.zeros((ranks[0].stop if ranks else 0, NUM_WIDE_RANKS), np.uint8)
+    for number, rank in enumerate(ranks[1 : 1 + NUM_WIDE_RANKS]):
+        stored = np.minimum(units[rank], WIDE_LIMIT)
+        codes[rank], low[: len(stored), number] = stored >> 8, stored & 0xFF
+    for rank in ranks[1 + NUM_WIDE_RANKS :]:
+        stored = stored[: rank.stop - rank.start]  # the gap of each token's rank before, as a reader finds it
+        steps = _nearest_steps().take(units[rank] - stored, mode="clip")
+        codes[rank] = steps  # their low byte
+        stored = stored + (steps >> 8)
     return codes, low
 
 
@@ -78,10 +89,11 @@ def step_table() -> NDArray[np.int32]:
 
 
 @functools.cache
-def _nearest_codes() -> NDArray[np.uint8]:
-    """The code whose step is nearest to each number of units up to the largest step."""
-    table = step_table()
-    return np.searchsorted((table[1:] + table[:-1]) / 2, np.arange(table[-1] + 1)).astype(np.uint8)
+def _nearest_steps() -> NDArray[np.int32]:
+    """The step nearest to each number of units up to the largest step, times 256, plus its code."""
+    table = step_table().astype(np.int64)
+    codes = np.searchsorted((table[1:] + table[:-1]) / 2, np.arange(table[-1] + 1))
+    return ((table[codes] << 8) | codes).astype(np.int32)
 
 
 def join_ids(low: NDArray[np.uint16], high: NDArray[np.uint8] | None) -> NDArray[np.int64]:

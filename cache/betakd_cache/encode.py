@@ -1,5 +1,6 @@
 """Records to the arrays and the Parquet rows of one shard."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,48 +10,57 @@ from numpy.typing import NDArray
 
 from betakd_cache.codec import encode_gaps, encode_groups
 from betakd_cache.errors import CacheError
-from betakd_cache.layout import WIDE_VOCABULARY, ArraySpec, CacheRules, array_specs, focus_name
+from betakd_cache.layout import WIDE_VOCABULARY, CacheRules, array_specs, focus_name
 from betakd_cache.record import MOMENTS, TeacherRecord, joined
 
+BLOCK_TOKENS = 8192
 
-def encode_arrays(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[str, NDArray[Any]]:
-    """The arrays of a shard by name, exactly as `array_specs` lists them. The records have passed `check_record`."""
-    token_counts = np.array([len(record.token_ids) for record in records])
-    entry_counts = joined(records, "entry_counts")
-    tokens_before = np.concatenate(([0], np.cumsum(token_counts)))
-    entries_before = np.concatenate(([0], np.cumsum(entry_counts)))
-    ids, gaps, token_ids = joined(records, "ids"), joined(records, "gaps"), joined(records, "token_ids")
+
+def encode_shard(records: Sequence[TeacherRecord], rules: CacheRules) -> tuple[dict[str, NDArray[Any]], pa.Table]:
+    """The arrays of a shard by name, exactly as `array_specs` lists them, and its rows, one per record.
+
+    The records have passed `check_records`. A row holds the id, the token count, the teacher's means over the tokens,
+    and the record's own columns. Raises CacheError where such a column mixes kinds of values.
+    """
+    token_ptr = np.cumsum([0, *(len(record.token_ids) for record in records)])
+    # Block after block, so that what is computed stays in the processor's cache.
+    bounds = np.unique(np.searchsorted(token_ptr[:-1], np.arange(0, token_ptr[-1] + BLOCK_TOKENS, BLOCK_TOKENS)))
+    blocks = [_encode_block(records[start:stop], rules) for start, stop in itertools.pairwise(bounds.tolist())]
+    columns = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    columns |= {"sample_ptr": token_ptr, "entry_ptr": np.cumsum([0, *columns.pop("num_entries")])}
+    for name in rules.feature_sizes:
+        columns |= _feature_arrays(records, name, rules)
+    arrays = {spec.name: np.ascontiguousarray(columns.pop(spec.name), spec.dtype) for spec in array_specs(rules)}
+    return arrays, _rows(records, {"num_tokens": np.diff(token_ptr), **columns})
+
+
+def _encode_block(records: Sequence[TeacherRecord], rules: CacheRules) -> dict[str, NDArray[Any]]:
+    """The arrays along tokens and entries of some records, their `num_entries` and the means of their rows `[S]`."""
+    token_ptr = np.cumsum([0, *(len(record.token_ids) for record in records)])
+    counts, gaps = joined(records, "entry_counts"), joined(records, "gaps")
+    ids, token_ids = joined(records, "ids", np.int32), joined(records, "token_ids", np.int32)
     arrays: dict[str, NDArray[Any]] = {
-        "sample_ptr": tokens_before,
-        "entry_ptr": entries_before[tokens_before],
         "token_ids": token_ids.astype(np.uint16),
-        "tok_n": entry_counts,
+        "tok_n": counts,
         "ids": ids.astype(np.uint16),
+        "num_entries": np.add.reduceat(counts, token_ptr[:-1]),
     }
     if rules.vocabulary_size > WIDE_VOCABULARY:
-        arrays |= {"token_ids_high": token_ids >> 16, "ids_high": ids >> 16}
+        arrays |= {"token_ids_high": (token_ids >> 16).astype(np.uint8), "ids_high": (ids >> 16).astype(np.uint8)}
     if rules.token_rule.exact:
         arrays["gap"] = gaps
     else:
-        arrays["gap"], arrays["gap_top"] = encode_gaps(gaps, entry_counts)
-    specs = {spec.name: spec for spec in array_specs(rules)}
-    for name in specs.keys() & {"gold_gap", "tail_lse", "tail_energy", *MOMENTS}:
-        arrays[name] = joined(records, name)
-    for name in rules.feature_sizes:
-        arrays |= _feature_arrays(records, name, specs)
-    return {name: np.ascontiguousarray(arrays[name], spec.dtype) for name, spec in specs.items()}
+        arrays["gap"], arrays["gap_top"] = encode_gaps(gaps, counts)
+    names = ["gold_gap", "tail_lse", *(["tail_energy"] if rules.tail_energies else [])]
+    numbers = {name: joined(records, name) for name in names}
+    if rules.logit_moments:
+        arrays |= {name: joined(records, name) for name in MOMENTS}
+    summaries = token_summaries(rules.token_rule.temperatures, counts, gaps, **numbers)
+    return arrays | numbers | sample_means(summaries, token_ptr)
 
 
-def encode_rows(records: Sequence[TeacherRecord], rules: CacheRules) -> pa.Table:
-    """One row per record: the id, token count, the teacher's means over its tokens, and the record's own columns.
-
-    Raises CacheError where a column mixes kinds of values.
-    """
-    token_counts = np.array([len(record.token_ids) for record in records])
-    columns: dict[str, Any] = {"sample_id": [record.sample_id for record in records], "num_tokens": token_counts}
-    names = ["entry_counts", "gaps", "gold_gap", "tail_lse", *(["tail_energy"] if rules.tail_energies else [])]
-    summaries = token_summaries(rules.token_rule.temperatures, *(joined(records, name) for name in names))
-    columns |= sample_means(summaries, np.concatenate(([0], np.cumsum(token_counts))))
+def _rows(records: Sequence[TeacherRecord], means: Mapping[str, NDArray[Any]]) -> pa.Table:
+    columns: dict[str, Any] = {"sample_id": [record.sample_id for record in records], **means}
     for name in dict.fromkeys(name for record in records for name in record.row):
         try:
             columns[name] = pa.array([record.row.get(name) for record in records])
@@ -84,9 +94,10 @@ def token_summaries(
     else:
         mean_energy = tail_energy[:, column]
     energy = np.add.reduceat(weights * gaps, starts, dtype=np.float64) + tail * mean_energy
+    log_total = np.log(total)
     return {
-        "gold_nll": gold_gap / temperature + np.log(total),
-        "entropy": np.log(total) + energy / total / temperature,
+        "gold_nll": gold_gap / temperature + log_total,
+        "entropy": log_total + energy / total / temperature,
         "kept_mass": kept / total,
     }
 
@@ -98,10 +109,9 @@ def sample_means(
     return {name: np.add.reduceat(values, token_ptr[:-1]) / np.diff(token_ptr) for name, values in summaries.items()}
 
 
-def _feature_arrays(
-    records: Sequence[TeacherRecord], name: str, specs: Mapping[str, ArraySpec]
-) -> dict[str, NDArray[Any]]:
+def _feature_arrays(records: Sequence[TeacherRecord], name: str, rules: CacheRules) -> dict[str, NDArray[Any]]:
     """The arrays of a feature in their stored precision, zeros where a record has none."""
+    specs = {spec.name: spec for spec in array_specs(rules)}
     names = [f"features/{name}", f"scales/{name}", f"present/{name}", focus_name(name)]
     held = [spec for spec in map(specs.get, names) if spec is not None]
     arrays = {spec.name: np.zeros((len(records), *spec.row_shape), spec.dtype) for spec in held}

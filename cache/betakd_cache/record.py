@@ -1,11 +1,12 @@
 """What a teacher said about one sample, and the checks it must pass to enter a cache."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from betakd_cache.errors import CacheError
 from betakd_cache.layout import RESERVED_COLUMNS, CacheRules
@@ -60,9 +61,9 @@ def check_records(records: Sequence[TeacherRecord], rules: CacheRules) -> None:
 
     The records are checked together, and one by one only to name the culprit: that is several times as fast.
     """
-    if any(_shape_problem(record, rules) for record in records) or _content_problem(records, rules):
+    if _problem(records, rules):
         for record in records:
-            if problem := _shape_problem(record, rules) or _content_problem([record], rules):
+            if problem := _problem([record], rules):
                 raise CacheError(f"sample {record.sample_id!r}: {problem}; correct the teacher or reject the sample")
     for record in records:
         for name, value in record.row.items():
@@ -74,40 +75,44 @@ def check_records(records: Sequence[TeacherRecord], rules: CacheRules) -> None:
                 )
 
 
-def joined(records: Sequence[TeacherRecord], name: str) -> NDArray[Any]:
-    """A field of several records, one after another."""
-    return np.concatenate([getattr(record, name) for record in records])
+def joined(records: Sequence[TeacherRecord], name: str, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """A field of several records, one after another, in its own number type or cast to `dtype` on the way."""
+    return np.concatenate(_fields(records, name), dtype=dtype, casting="unsafe")
 
 
-def _content_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
-    for find in (_entry_problem, _number_problem, _feature_problem, _focus_problem):
+def _fields(records: Sequence[TeacherRecord], name: str) -> list[Any]:
+    return list(map(operator.attrgetter(name), records))
+
+
+def _problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
+    for find in (_token_problem, _entry_problem, _number_problem, _feature_problem, _focus_problem):
         if problem := find(records, rules):
             return problem
     return None
 
 
-def _shape_problem(record: TeacherRecord, rules: CacheRules) -> str | None:
-    num_tokens = len(record.token_ids)
-    if num_tokens == 0:
+def _token_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
+    """What is wrong with the shapes of the fields that have a row per token."""
+    num_tokens = [len(record.token_ids) for record in records]
+    if min(num_tokens) == 0:
         return "it has no supervised token, at least one is needed"
-    num_entries = int(record.entry_counts.sum())
-    grid = (num_tokens, len(rules.token_rule.temperatures))
-    expected: list[tuple[str, Any, tuple[int, ...]]] = [
-        ("entry_counts", record.entry_counts, (num_tokens,)),
-        ("ids", record.ids, (num_entries,)),
-        ("gaps", record.gaps, (num_entries,)),
-        ("gold_gap", record.gold_gap, (num_tokens,)),
-        ("tail_lse", record.tail_lse, grid),
-    ]
-    optional = [("tail_energy", "tail_energies", grid), *((name, "logit_moments", (num_tokens,)) for name in MOMENTS)]
-    for name, rule, shape in optional:
-        array, wanted = getattr(record, name), getattr(rules, rule)
-        if (array is not None) != wanted:
-            given = "given" if array is not None else "missing"
-            return f"{name} is {given}, but the cache was opened with {rule}={wanted}"
-        if array is not None:
-            expected.append((name, array, shape))
-    for name, array, shape in expected:
+    grid = (len(rules.token_rule.temperatures),)
+    row_shapes: dict[str, tuple[int, ...]] = {"entry_counts": (), "gold_gap": (), "tail_lse": grid}
+    optional = [("tail_energy", "tail_energies", grid), *((name, "logit_moments", ()) for name in MOMENTS)]
+    for name, rule, row_shape in optional:
+        wanted = getattr(rules, rule)
+        if wanted in [array is None for array in _fields(records, name)]:
+            return f"{name} is {'missing' if wanted else 'given'}, but the cache was opened with {rule}={wanted}"
+        if wanted:
+            row_shapes[name] = row_shape
+    for name, row_shape in row_shapes.items():
+        if problem := _shape_problem(records, name, [(tokens, *row_shape) for tokens in num_tokens]):
+            return problem
+    return None
+
+
+def _shape_problem(records: Sequence[TeacherRecord], name: str, expected: Sequence[tuple[int, ...]]) -> str | None:
+    for array, shape in zip(_fields(records, name), expected, strict=True):
         if array.shape != shape:
             return f"{name} has shape {list(array.shape)}, expected {list(shape)}"
     return None
@@ -115,15 +120,19 @@ def _shape_problem(record: TeacherRecord, rules: CacheRules) -> str | None:
 
 def _entry_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
     counts, size = joined(records, "entry_counts"), rules.vocabulary_size
+    stops = np.cumsum(counts)
+    starts = stops - counts
+    num_entries = np.diff(stops[np.cumsum([len(record.token_ids) for record in records]) - 1], prepend=0).tolist()
+    for name in ("ids", "gaps"):
+        if problem := _shape_problem(records, name, [(entries,) for entries in num_entries]):
+            return problem
     token_ids, all_ids, gaps = (joined(records, name) for name in ("token_ids", "ids", "gaps"))
     most = min(rules.token_rule.top_k, size)
     if counts.min() < 1 or counts.max() > most:
         return f"a token keeps {counts.min()} to {counts.max()} entries, expected 1 to {most}"
     for name, ids in (("token_ids", token_ids), ("ids", all_ids)):
-        if ids.astype(np.uint64).max() >= size:  # a negative id becomes a huge one
+        if not (ids.min() >= 0 and ids.max() < size):
             return f"{name} reach from {ids.min()} to {ids.max()}, expected 0 to {size - 1}"
-    stops = np.cumsum(counts)
-    starts = stops - counts
     rises = gaps[1:] >= gaps[:-1]
     rises[stops[:-1] - 1] = True
     # Where a token's gaps rise from 0 or more to a finite number, all of them are such numbers, and none is a NaN.
@@ -177,9 +186,10 @@ def _feature_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str
 
 
 def _focus_problem(records: Sequence[TeacherRecord], rules: CacheRules) -> str | None:
+    focused = {name for name, layout in rules.feature_layouts.items() if layout.num_focus}
     for record in records:
-        expected = {name for name in record.features if rules.layout(name).num_focus}
-        for name in expected ^ set(record.focus):
+        expected = focused & record.features.keys()
+        for name in expected ^ record.focus.keys():
             given = "given" if name in record.focus else "missing"
             listed = ", ".join(sorted(expected)) or "none"
             return f"the places in focus of feature {name!r} are {given}, expected those of {listed}"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from betakd_cache import files
 from betakd_cache.completion import REJECTED_NAME, clear_abandoned_parts, complete_manifest
-from betakd_cache.encode import encode_arrays, encode_rows
+from betakd_cache.encode import encode_shard
 from betakd_cache.errors import CacheError
 from betakd_cache.folder import check_place, remove_cache, remove_unused, stored_ids
 from betakd_cache.journal import (
@@ -168,7 +168,7 @@ class CacheWriter:
         if not self._pending:
             return
         records = list(self._pending.values())
-        self._commit(encode_arrays(records, self._rules), encode_rows(records, self._rules))
+        self._commit(*encode_shard(records, self._rules))
         self._pending.clear()
         self._pending_entries = 0
 
@@ -260,9 +260,8 @@ class CacheWriter:
         buffer = pa.BufferOutputStream()
         pq.write_table(rows, buffer)
         written[table] = files.write(temporary / table, buffer.getvalue())
-        files.sync([temporary / key for key in written])
-        directories = {parent for key in written for parent in Path(key).parents if parent.name}
-        files.sync([temporary / directory for directory in sorted(directories)])
+        directories = {str(parent) for key in written for parent in Path(key).parents if parent.name}
+        files.sync([temporary / key for key in [*written, *sorted(directories)]])
         files.rename(temporary / group, self.path / group)
         files.rename(temporary / table, self.path / table)
         files.remove(temporary)

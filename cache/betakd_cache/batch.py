@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from betakd_cache.codec import decode_gaps, decode_groups, join_ids
+from betakd_cache.codec import decode_gaps, decode_groups, join_ids, widened
 from betakd_cache.layout import focus_name
 
 
@@ -93,7 +93,7 @@ class CompactBatch:
         if codes.dtype.kind == "f":
             return codes.astype(np.float32)
         gaps = decode_gaps(codes, self.arrays["gap_top"], counts)
-        gaps[self._is_gold(counts)] = self.arrays["gold_gap"]
+        gaps[np.flatnonzero(self._is_gold(counts))] = self.arrays["gold_gap"]
         return gaps
 
     def _is_gold(self, counts: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -105,7 +105,7 @@ class CompactBatch:
 
     def float32(self, name: str) -> NDArray[np.float32]:
         """A stored array in float32."""
-        return self.arrays[name].astype(np.float32)
+        return widened(self.arrays[name])
 
     def optional(self, name: str) -> NDArray[np.float32] | None:
         """`tail_energy` `[N, M]` or a moment of the logits `[N]`, None where the cache holds none."""
@@ -120,7 +120,7 @@ class CompactBatch:
         stored = self.arrays[f"features/{name}"]
         if stored.dtype.kind == "i":
             return decode_groups(stored, self.arrays[f"scales/{name}"])
-        return stored.astype(np.float32)
+        return widened(stored)
 
     def focus_names(self) -> list[str]:
         """The names of the features whose places in focus are stored."""

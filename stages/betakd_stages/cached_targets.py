@@ -53,7 +53,7 @@ def decoded_by_numpy(batch: CompactBatch) -> Decoded:
     gaps = torch.from_numpy(decoded.gaps)
     columns = {
         "ids": torch.from_numpy(decoded.ids),
-        "kept": gaps.isfinite(),
+        "kept": gaps < torch.inf,
         "logits": -gaps,
         "gold_ids": torch.from_numpy(decoded.token_ids),
         "gold_logit": -torch.from_numpy(decoded.gold_gap),

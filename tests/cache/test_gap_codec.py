@@ -57,3 +57,20 @@ def test_tokens_of_few_entries_have_no_low_bytes() -> None:
     assert codes.tolist() == [0, 0, 8, 0, 8, 16]
     assert low.tolist() == [[0, 0, 0]] * 3
     assert encode_gaps(np.zeros(0, np.float32), np.zeros(0, np.int64))[1].shape == (0, 3)
+
+
+def test_tokens_of_few_entries_leave_those_after_them_as_they_are() -> None:
+    counts = np.array([1, 5, 1, 1, 2, 6, 3, 1, 4, 1])
+    rows = [np.cumsum(np.linspace(0, 3, count)) for count in counts]
+    gaps = np.concatenate(rows).astype(np.float32)
+    found = decode_gaps(*encode_gaps(gaps, counts), counts.astype(np.uint8))
+    np.testing.assert_array_equal(found, np.concatenate([stored_by_definition(row.tolist()) for row in rows]))
+
+
+def test_gaps_are_exact_where_their_sum_over_all_tokens_exceeds_32_bits() -> None:
+    token = np.array([0, 10, 20, 30, 46, 62, 78, 94], np.float32)
+    counts = np.full(30_000, len(token))
+    found = decode_gaps(*encode_gaps(np.tile(token, len(counts)), counts), counts.astype(np.uint8))
+    assert found.reshape(-1, len(token)).max(axis=1).sum() * 2048 > 2**32
+    np.testing.assert_array_equal(found.reshape(-1, len(token)), np.tile(found[: len(token)], (len(counts), 1)))
+    np.testing.assert_allclose(found[: len(token)], token, atol=0.01)

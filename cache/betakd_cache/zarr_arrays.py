@@ -4,6 +4,7 @@ zarr-python could write these files, but neither with one fsync and hash per fil
 checks them (tests). The data of an array lie at offset 0 of its one chunk file, followed by their crc32c.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,20 +34,29 @@ def write_group(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, tup
     for name, array in arrays.items():
         chunk = chunk_name(name, array.ndim)
         files.make_directory((path / chunk).parent)
-        metadata = _json(array_metadata(array.dtype, array.shape))
-        written[f"{name}/zarr.json"] = files.write(path / name / "zarr.json", metadata)
+        written[f"{name}/zarr.json"] = files.write(path / name / "zarr.json", _metadata(array.dtype, array.shape))
         checksum = google_crc32c.value(array.tobytes())
         written[chunk] = files.write(path / chunk, array, checksum.to_bytes(CRC_BYTES, "little"))
     return written
 
 
-def array_metadata(dtype: np.dtype, shape: tuple[int, ...]) -> dict[str, Any]:
+def _metadata(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     """The zarr.json of an array whose single chunk holds all of it, with codecs bytes and crc32c."""
+    text = _metadata_template(dtype, len(shape))
+    for axis, size in enumerate(shape):
+        text = text.replace(b'"axis %d"' % axis, b"%d" % size)
+    return text
+
+
+@functools.cache
+def _metadata_template(dtype: np.dtype, num_dimensions: int) -> bytes:
+    """The zarr.json with a name in place of the size along each axis: to indent it anew for every shard is slow."""
+    shape = [f"axis {axis}" for axis in range(num_dimensions)]
     layout = {} if dtype.itemsize == 1 else {"configuration": {"endian": "little"}}
-    return {
-        "shape": list(shape),
+    metadata = {
+        "shape": shape,
         "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0.0 if dtype.kind == "f" else 0,
         "codecs": [{"name": "bytes", **layout}, {"name": "crc32c"}],
@@ -55,6 +65,7 @@ def array_metadata(dtype: np.dtype, shape: tuple[int, ...]) -> dict[str, Any]:
         "node_type": "array",
         "storage_transformers": [],
     }
+    return _json(metadata)
 
 
 def _json(value: dict[str, Any]) -> bytes:

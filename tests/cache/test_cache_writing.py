@@ -225,3 +225,14 @@ def test_two_writers_of_one_part_are_refused_and_a_closed_one_makes_room(tmp_pat
         with pytest.raises(CacheError, match=r"by another process; stop it before overwriting"):
             open_writer(tmp_path / "cache", overwrite=True)
     open_writer(tmp_path / "cache").close()
+
+
+@pytest.mark.parametrize("block_tokens", [1, 4, 7, 21])
+def test_a_shard_that_is_encoded_in_blocks_of_any_size_has_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_tokens: int
+) -> None:
+    write_cache(tmp_path / "whole", RECORDS, RULE, 300)
+    monkeypatch.setattr("betakd_cache.encode.BLOCK_TOKENS", block_tokens)
+    write_cache(tmp_path / "in blocks", RECORDS, RULE, 300)
+    journals = [(tmp_path / name / "shards.jsonl").read_bytes() for name in ("whole", "in blocks")]
+    assert journals[0] == journals[1], "it lists the sha256 of every file"

@@ -77,6 +77,15 @@ def padded_reader(cache: TeacherCache, folder: Path) -> Reader:
     return read
 
 
+def laid_out(batch: CompactBatch) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The ids and codes of a batch with one row per token and nothing decoded: what decoding costs if it is free."""
+    counts = batch.arrays["tok_n"]
+    kept = np.arange(counts.max(), dtype=counts.dtype) < counts[:, None]
+    ids, gaps = np.zeros(kept.shape, np.int64), np.full(kept.shape, np.inf, np.float32)
+    ids[kept], gaps[kept] = batch.arrays["ids"], batch.arrays["gap"]
+    return ids, gaps
+
+
 def zarr_reader(cache: TeacherCache) -> Reader:
     """zarr-python's own partial reads of the cache's arrays."""
     starts = np.array([start for start, _ in cache.shard_ranges()])

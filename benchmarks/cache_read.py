@@ -30,6 +30,7 @@ from benchmark_readers import (
     Reader,
     arrow_reader,
     flat_reader,
+    laid_out,
     padded_reader,
     parquet_reader,
     write_flat,
@@ -114,6 +115,10 @@ def comparisons(cache: TeacherCache, folder: Path, num_pairs: int) -> Iterator[C
     yield Comparison("cache, decoded", "flat map, decoded", decoded, flat_decoded, num_pairs)
     yield Comparison("cache, decoded", "flat map of int32 + fp32, K = 64", decoded, padded, num_pairs)
     yield Comparison("cache, decoded", "flat map", decoded, flat, num_pairs)
+    # What no decoder in NumPy can go beyond.
+    yield Comparison(
+        "flat map, laid out", "flat map", timed(lambda chosen: laid_out(read_flat(chosen))), flat, num_pairs
+    )
     workers = in_workers(read_flat, len(cache))
     yield Comparison("cache, 2 workers", "flat map, 2 workers", in_workers(cache.batch, len(cache)), workers, slow)
     os.sync()  # what is not on disk cannot be dropped from memory

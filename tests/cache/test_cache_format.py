@@ -71,9 +71,9 @@ def test_the_document_lists_every_array_with_its_type(tmp_path: Path) -> None:
 
 
 def test_the_document_lists_every_field_of_the_manifest(tmp_path: Path) -> None:
-    rule = TokenRule()
+    rule = TokenRule(temperatures=(1.0,))
     settings: dict[str, Any] = {"feature_layouts": {"vision": FeatureLayout("tokens", 4)}, "feature_dtype": "int8"}
-    write_cache(tmp_path / "cache", [], rule, 300, **settings)
+    write_cache(tmp_path / "cache", [], rule, 300, tail_energies=False, **settings)
     fields = json.loads((tmp_path / "cache" / "manifest.json").read_text())
     names = [f"token_rule.{name}" for name in fields.pop("token_rule")] + list(fields)
     documented = re.findall(r"^\| `([\w.]+)` \| [^|]*\|$", DOCUMENT, flags=re.MULTILINE)

@@ -6,7 +6,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from betakd_stages.errors import ConfigError, UserError
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 STOPPING_S = 60.0
 """What a worker that is told to stop may take for its last shard."""
 
@@ -46,6 +47,12 @@ def cache_teacher_in_workers(
         raise ConfigError(
             f"device_map auto spreads one teacher over all GPUs, {num_workers} workers have one teacher each: leave "
             "one of the two out"
+        )
+    num_gpus, wanted = len(visible_gpus()), num_workers * settings.vllm.tensor_parallel_size
+    if settings.backend != "hf" and 0 < num_gpus < wanted:
+        raise ConfigError(
+            f"{num_workers} engines of vLLM with vllm.tensor_parallel_size {settings.vllm.tensor_parallel_size} take "
+            f"{wanted} GPUs, {num_gpus} are visible: start fewer workers"
         )
     context = multiprocessing.get_context("spawn")  # torch does not survive fork
     processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
@@ -145,7 +152,10 @@ def _work(
     logging.getLogger().addHandler(_Forwarding(messages))
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(max(1, torch.get_num_threads() // num_workers))
-    if torch.cuda.is_available():
+    if settings.backend != "hf":
+        if gpus := visible_gpus():
+            os.environ[VISIBLE] = ",".join(gpus_of_engine(gpus, settings.vllm.tensor_parallel_size, number))
+    elif torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     try:
         found = cache_teacher(settings, out, part=share(part, number, num_workers), progress=messages)
@@ -155,6 +165,18 @@ def _work(
         return
     else:
         messages.send("done", found.is_complete, found.num_new)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no GPU."""
+    count = torch.cuda.device_count()
+    named = os.environ.get(VISIBLE, "")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+def gpus_of_engine(gpus: Sequence[str], size: int, number: int) -> Sequence[str]:
+    """Those of the engine of a worker, which takes `size` of them."""
+    return gpus[number * size : (number + 1) * size]
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:

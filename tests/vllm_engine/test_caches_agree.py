@@ -45,3 +45,10 @@ def test_the_manifest_names_backend_and_versions(engine_world: EngineWorld, one_
     assert {key: value for key, value in mine.items() if key != "teacher"} == {
         key: value for key, value in other.items() if key != "teacher"
     }
+
+
+def test_two_workers_with_an_engine_each_write_the_same_cache(engine_world: EngineWorld, one_pass: Path) -> None:
+    out = engine_world.folder / "two-workers"
+    arguments = [*engine_world.arguments(out), "--backend", "vllm", "--workers", "2"]
+    assert command("cache-teacher", *arguments, "--set", "vllm.gpu_memory_utilization=0.3") == 0
+    assert_same_caches(one_pass, out, tolerance=1e-5)

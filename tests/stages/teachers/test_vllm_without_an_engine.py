@@ -8,15 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.world import World
 
 from betakd_cache import TokenRule
 from betakd_pipe.cli import main
+from betakd_stages.caching_workers import cache_teacher_in_workers, gpus_of_engine, visible_gpus
 from betakd_stages.data import load_samples
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.loading import load_encoder
-from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.progress import SilentProgress
+from betakd_stages.settings import CacheTeacherSettings, VllmSettings
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.vllm import teacher as vllm_teacher
 from betakd_stages.teachers.vllm.engine import Engine, EngineFailure, EngineSettings, answer_spans
@@ -82,6 +85,22 @@ def test_the_spans_of_answers_are_the_runs_of_supervised_positions(world: World)
         encoded = encoder.encode(sample)
         places = [place for start, stop in answer_spans(encoded) for place in range(start, stop)]
         assert places == (encoded.labels != -100).nonzero()[:, 0].tolist()
+
+
+def test_every_engine_has_gpus_of_its_own(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1", "2", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1")
+    assert [gpus_of_engine(visible_gpus(), 2, number) for number in range(2)] == [["7", "5"], ["3", "1"]]
+    settings = CacheTeacherSettings(
+        teacher=str(world.teacher), data=world.data, backend="vllm", vllm=VllmSettings(tensor_parallel_size=2)
+    )
+    with pytest.raises(
+        ConfigError,
+        match="3 engines of vLLM with vllm.tensor_parallel_size 2 take 6 GPUs, 4 are visible: start fewer workers",
+    ):
+        cache_teacher_in_workers(settings, tmp_path / "cache", num_workers=3, progress=SilentProgress())
 
 
 class FragileEngine:

@@ -151,3 +151,11 @@ def test_teacher_and_student_with_other_prompts_have_other_identities(v1: Mobile
     plain = encoder(tmp_path, "plain")
     assert plain.identity()["prompt"] != v1.identity()["prompt"]
     assert plain.identity()["tokenizer"] == v1.identity()["tokenizer"]
+
+
+@pytest.mark.parametrize("version", ["v1", "plain"])
+def test_a_written_answer_ends_with_what_ends_one_in_the_data(tmp_path: Path, version: str) -> None:
+    subject = encoder(tmp_path, version)
+    answer = subject.answer_ids(sample(("What is it?", "A cat."))).tolist()
+    ends = [place for place, token_id in enumerate(answer) if token_id in subject.end_token_ids]
+    assert ends == [len(answer) - 1]

@@ -15,6 +15,9 @@ from betakd_stages.models.mobilevlm.processor import MobileVlmProcessor
 from betakd_stages.models.mobilevlm.prompts import IMAGE_MARK
 from betakd_stages.models.mobilevlm.tokenizer import SENTENCEPIECE_FILE
 
+LINE_BREAK = "<0x0A>"
+"""The token that ends a caption; Llama's tokenizer writes the byte."""
+
 
 class MobileVlmEncoder(LlavaEncoder):
     """Supervised are an answer's tokens and its end: `</s>` in conversations, the line break of captions."""
@@ -26,6 +29,8 @@ class MobileVlmEncoder(LlavaEncoder):
         super().__init__(processor.tokenizer, processor.image_processor, config)
         self.processor = processor
         self._sentencepiece_model = sentencepiece_model
+        if config.prompt_version == "plain":
+            self.end_token_ids.append(self.tokenizer.convert_tokens_to_ids(LINE_BREAK))
         if self.vocabulary_size > config.text_config.vocab_size:
             raise ModelError(
                 f"the tokenizer has {self.vocabulary_size} tokens, the model {config.text_config.vocab_size} rows: "

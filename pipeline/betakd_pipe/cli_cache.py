@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,12 @@ from betakd_pipe.cli_options import (
     FeatureDtype,
     Features,
     Set,
+    Targets,
     VisionFocus,
     comma_separated,
     examples,
     feature_flags,
+    names_in,
 )
 from betakd_stages.errors import ConfigError
 
@@ -44,8 +47,10 @@ def info(
     """Whose numbers a cache holds, by which rules, how many, and how sure the teacher was."""
     from betakd_cache import info as cache_info
     from betakd_pipe.cache_info import HISTOGRAMS, cap_warning, share_at_cap, write_histograms
+    from betakd_stages.written_rows import count_written
 
     fields = cache_info(cache).to_json()
+    fields["counts"] |= asdict(count_written(cache))
     fields["share_at_cap"] = share_at_cap(cache)
     if png is not None:
         write_histograms(png, fields)
@@ -119,6 +124,7 @@ def estimate(
     data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
     samples: Annotated[int, typer.Option(help="How many to score.")] = 32,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    targets: Targets = None,
     top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
     temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
@@ -138,7 +144,7 @@ def estimate(
 
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
-    flags |= feature_flags(features, feature_dtype, vision_focus)
+    flags |= feature_flags(features, feature_dtype, vision_focus) | {"targets": names_in(targets)}
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
     found = estimate_cost(settings, num_scored=samples, progress=terminal_progress())
     _show(found.to_json(), as_json)

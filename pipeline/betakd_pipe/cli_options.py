@@ -22,12 +22,19 @@ FeatureDtype = Annotated[str | None, typer.Option(help="float16, or int8 in grou
 VisionFocus = Annotated[
     int | None, typer.Option(help="Visual tokens noted per sample that the teacher attends to most; for Align-KD 16.")
 ]
+Targets = Annotated[
+    str | None, typer.Option(help="Answers scored: data, generate (the teacher writes them), or data,generate.")
+]
+
+
+def names_in(text: str | None) -> list[str] | None:
+    """The names of `a,b`; None where the flag was not given, and none at all for an empty text."""
+    return None if text is None else [name for name in text.split(",") if name]
 
 
 def feature_flags(features: str | None, feature_dtype: str | None, vision_focus: int | None) -> dict[str, Any]:
     """The settings of these three options, None where one was not given; no feature at all for an empty text."""
-    named = None if features is None else [name for name in features.split(",") if name]
-    return {"features": named, "feature_dtype": feature_dtype, "vision_focus": vision_focus}
+    return {"features": names_in(features), "feature_dtype": feature_dtype, "vision_focus": vision_focus}
 
 
 def examples(*lines: str) -> str:

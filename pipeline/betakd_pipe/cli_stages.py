@@ -1,7 +1,7 @@
 """The commands of one stage each: cache-teacher, distill, evaluate; and build-model, which makes what they take."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,12 +11,17 @@ from betakd_pipe.cli_options import (
     FeatureDtype,
     Features,
     Set,
+    Targets,
     VisionFocus,
     comma_separated,
     examples,
     feature_flags,
+    names_in,
     part_of_work,
 )
+
+if TYPE_CHECKING:
+    from betakd_stages.caching import CacheSummary
 
 stage_commands = typer.Typer()
 
@@ -26,6 +31,8 @@ stage_commands = typer.Typer()
     epilog=examples(
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --limit 100 --temperatures 0.5,1,2",
+        "betakd-pipe cache-teacher --config cache.yaml --out cache --targets data,generate",
+        "betakd-pipe cache-teacher --config cache.yaml --out cache --targets generate --set generation.temperature=1.0",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --part 0/2  (beside 1/2)",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --workers 2",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --features vision:grid:4x4",
@@ -42,6 +49,7 @@ def cache_teacher(
         str | None, typer.Option(help="hf; vllm (one pass, known versions); vllm_prompt_logprobs (any version).")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
+    targets: Targets = None,
     top_k: Annotated[int | None, typer.Option(help="Entries kept per token at most.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Probability that the kept entries reach.")] = None,
     temperatures: Annotated[str | None, typer.Option(help="Comma-separated, such as 0.5,1,2.")] = None,
@@ -70,18 +78,14 @@ def cache_teacher(
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "backend": backend, "limit": limit}
     flags |= {"top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
-    flags |= feature_flags(features, feature_dtype, vision_focus) | {"require_grounding": require_grounding or None}
+    flags |= feature_flags(features, feature_dtype, vision_focus) | {"targets": names_in(targets)}
+    flags["require_grounding"] = require_grounding or None
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
     piece, progress = part_of_work(part), terminal_progress()
     summary = stage_runs.cache_teacher(
         settings, out, part=piece, num_workers=workers, overwrite=overwrite, progress=progress
     )
-    new = f"{summary.num_new} new" if summary.num_new else "all there before"
-    rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
-    print(
-        f"{out}: {summary.num_samples} samples ({new}{rejected}), {summary.num_tokens} tokens, "
-        f"{summary.size_bytes / 1e6:.2f} MB"
-    )
+    print(f"{out}: {_describe(summary)}")
     if piece != (0, 1):
         others = "and so is the cache" if summary.is_complete else "other parts of the cache are not"
         print(f"{out}: part {part} is complete, {others}")
@@ -93,6 +97,7 @@ def cache_teacher(
         "betakd-pipe distill --config recipe.yaml --out run --energy fkl --energy cosine_probs --weighting instance",
         "betakd-pipe distill --config recipe.yaml --out run --weighting fixed --set weighting.options.beta=3",
         "betakd-pipe distill --config recipe.yaml --out run --energy ce  (labels only)",
+        "betakd-pipe distill --config recipe.yaml --out run --targets generated  (the teacher's own answers)",
         "betakd-pipe distill --config recipe.yaml --out run --cache s3://bucket/cache --staging /scratch/shards",
     )
 )
@@ -106,6 +111,9 @@ def distill(
     weighting: Annotated[str | None, typer.Option(help="fixed, task or instance.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     cross_entropy_weight: Annotated[float | None, typer.Option(help="Weight of the labels.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(help="Answers learned: data, or generated (written by the cache's teacher).")
+    ] = None,
     on_mismatch: Annotated[str | None, typer.Option(help="Samples that differ from the cache's: stop or drop.")] = None,
     staging: Annotated[str | None, typer.Option(help="Folder for shards of a cache in an object store.")] = None,
     staging_limit: Annotated[float | None, typer.Option(metavar="GB", help="The most kept there.")] = None,
@@ -127,7 +135,7 @@ def distill(
     flags["objective.features"] = feature
     flags["objective.cross_entropy_weight"] = cross_entropy_weight
     flags["weighting.name"] = weighting
-    flags |= {"on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
+    flags |= {"targets": targets, "on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
     settings = load_settings(DistillSettings, config, flags, set_ or ())
     if stage_runs.distillation_is_finished(settings, out):
         print(f"{out}: already finished; nothing to do")
@@ -199,3 +207,18 @@ def _energies(names: list[str] | None) -> list[str] | None:
             raise ConfigError(f"--energy ce means the labels alone; found {', '.join(names)}: leave out ce")
         return []
     return names
+
+
+def _describe(summary: "CacheSummary") -> str:
+    """What stage one left behind, in one line; a sample with both targets counts twice."""
+    new = f"{summary.num_new} new" if summary.num_new else "all there before"
+    rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
+    cut = f", {summary.num_cut_answers} cut off by generation.max_new_tokens or the context"
+    written = f"{summary.num_generated} with answers the teacher wrote{cut if summary.num_cut_answers else ''}"
+    parts = [
+        f"{summary.num_samples} samples ({new}{rejected})",
+        *([written] if summary.num_generated else []),
+        f"{summary.num_tokens} tokens",
+        f"{summary.size_bytes / 1e6:.2f} MB",
+    ]
+    return ", ".join(parts)

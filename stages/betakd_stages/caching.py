@@ -15,6 +15,7 @@ from typing import Any
 from betakd_cache import CacheWriter, TeacherRecord, info
 from betakd_stages.batching import PreparedSample, length_buckets, prepared_windows
 from betakd_stages.data import load_samples
+from betakd_stages.data.asked import samples_for
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
 from betakd_stages.encoding import Encoder
 from betakd_stages.errors import DataError
@@ -24,6 +25,8 @@ from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
 from betakd_stages.teachers.base import Teacher
 from betakd_stages.teachers.opening import open_teacher
+from betakd_stages.teachers.writing import AnswerWriter
+from betakd_stages.written_rows import count_written
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class CacheSummary:
     num_rejected: int
     num_tokens: int
     size_bytes: int
+    num_generated: int
+    """Records of answers that the teacher wrote; of `num_samples`, which counts a sample once for each target."""
+    num_cut_answers: int
+    """Answers among them that `max_new_tokens` or the context cut off."""
 
 
 def cache_teacher(
@@ -51,6 +58,7 @@ def cache_teacher(
 ) -> CacheSummary:
     """Score every sample of this part that `out` does not hold yet; the last part completes the cache.
 
+    Each target of the settings has a record of its own; answers that the teacher writes are written just before.
     Raises DataError where more than `settings.max_rejected` samples fail; all before the one too many is kept. Raises
     ModelError where the teacher hardly looks at images and `settings.require_grounding` says to stop then.
     """
@@ -59,13 +67,13 @@ def cache_teacher(
         contextlib.closing(open_teacher(settings)) as teacher,
         open_writer(settings, out, teacher, samples, part=part, overwrite=overwrite) as writer,
     ):
-        wanted = samples[: settings.limit][part[0] :: part[1]]
-        stored = writer.stored
-        missing = chosen_samples(
-            wanted, [number for number, sample in enumerate(wanted) if sample.sample_id not in stored]
-        )
+        own = samples[: settings.limit][part[0] :: part[1]]
+        wanted, stored = samples_for(own, settings.targets), writer.stored
+        places = [place for place, sample in enumerate(wanted) if sample.sample_id not in stored]
+        missing = chosen_samples(wanted, places)
         if missing and part[0] == 0:
-            check_grounding(teacher, missing, required=settings.require_grounding)
+            with_data_answers = chosen_samples(own, sorted({place % len(own) for place in places}))
+            check_grounding(teacher, with_data_answers, required=settings.require_grounding)
         encoders = preparing_encoders(settings, teacher)
         progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
         try:
@@ -79,7 +87,7 @@ def cache_teacher(
 
 def summary(out: Path | str, is_complete: bool, num_new: int) -> CacheSummary:
     """The summary of the cache at `out` after a call that added `num_new` records."""
-    counts = info(out).counts
+    counts, written = info(out).counts, count_written(out)
     return CacheSummary(
         is_complete=is_complete,
         num_samples=counts.num_samples,
@@ -87,6 +95,8 @@ def summary(out: Path | str, is_complete: bool, num_new: int) -> CacheSummary:
         num_rejected=counts.num_rejected,
         num_tokens=counts.num_tokens,
         size_bytes=counts.size_bytes,
+        num_generated=written.num_generated,
+        num_cut_answers=written.num_cut_answers,
     )
 
 
@@ -108,7 +118,7 @@ def open_writer(
     """The writer of what this teacher says about these samples. Raises CacheError where `out` holds something else."""
     return CacheWriter.open(
         out,
-        identity={**teacher.identity(), "data": data_identity(samples)},
+        identity={**teacher.identity(), "data": data_identity(samples), **targets_identity(settings)},
         token_rule=teacher.token_rule,
         vocabulary_size=teacher.vocabulary_size,
         feature_sizes=teacher.feature_sizes,
@@ -127,6 +137,18 @@ def data_identity(samples: SampleSet) -> dict[str, Any]:
     return {"specification": samples.specification, "fingerprint": samples.fingerprint, "num_samples": len(samples)}
 
 
+def targets_identity(settings: CacheTeacherSettings) -> dict[str, Any]:
+    """What a cache remembers of its targets and of all that written answers depend on.
+
+    Nothing where they are the data's answers alone: caches from before there were others keep their identity.
+    """
+    if settings.targets == ("data",):
+        return {}
+    only_sampled = set() if settings.generation.temperature else {"top_p", "seed"}
+    fields = settings.generation.model_dump(exclude=only_sampled) | {"max_length": settings.max_length}
+    return {"targets": {"kinds": list(settings.targets), "generation": fields}}
+
+
 def score_all(
     missing: Sequence[Sample],
     teacher: Teacher,
@@ -137,14 +159,16 @@ def score_all(
 ) -> int:
     """How many records went to the writer. Raises DataError where too many samples cannot be scored.
 
-    While a window of samples is scored, the next is prepared and the one before is written, each in threads of its own.
+    Where a sample's answers are open the teacher writes them first. While a window of samples is scored, the next is
+    prepared and the one before is written, each in threads of its own.
     """
     store = _Store(writer, settings.max_rejected)
+    answers = AnswerWriter(teacher, encoders[0], settings.generation) if "generate" in settings.targets else None
     stored: Future[None] | None = None
     windows = prepared_windows(missing, encoders, settings.batch_size * settings.bucket_window)
     with contextlib.closing(windows), ThreadPoolExecutor(1, thread_name_prefix="store") as storing:
         for window in windows:
-            outcomes = _score_window(window, teacher, settings, progress)
+            outcomes = _score_window(window, teacher, answers, settings, progress)
             if stored is not None:
                 stored.result()
             stored = storing.submit(store.keep, outcomes)
@@ -154,7 +178,11 @@ def score_all(
 
 
 def _score_window(
-    window: list[PreparedSample], teacher: Teacher, settings: CacheTeacherSettings, progress: Progress
+    window: list[PreparedSample],
+    teacher: Teacher,
+    answers: AnswerWriter | None,
+    settings: CacheTeacherSettings,
+    progress: Progress,
 ) -> list[tuple[Sample, TeacherRecord | str]]:
     """What became of each sample, in order: its record, or the reason why there is none; none past one too many."""
     failed = [place for place, sample in enumerate(window) if sample.encoded is None]
@@ -164,8 +192,13 @@ def _score_window(
     outcomes: dict[str, TeacherRecord | str] = {}
     batch_size = max(len(encoded), 1) if teacher.batches_itself else settings.batch_size
     for bucket in length_buckets([len(sample.input_ids) for sample in encoded], batch_size):
-        scored = teacher.score([encoded[place] for place in bucket])
-        outcomes.update({record.sample_id: record for record in scored.records})
+        batch, columns = [encoded[place] for place in bucket], dict[str, dict[str, str]]()
+        if answers is not None:
+            batch, columns = answers.fill(batch)
+        scored = teacher.score(batch)
+        for record in scored.records:
+            row = {**record.row, **columns.get(record.sample_id, {})}
+            outcomes[record.sample_id] = dataclasses.replace(record, row=row)
         outcomes.update(scored.rejected)
         progress.advance(len(bucket))
     progress.advance(len(window) - len(encoded))

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from betakd_cache import TeacherCache
+from betakd_stages.cached_answers import CachedAnswers
 from betakd_stages.data.sample import Sample
 from betakd_stages.encoding import EncodedSample, Encoder
+from betakd_stages.encoding.written import with_answers
 from betakd_stages.errors import MismatchError
 from betakd_stages.matching import MatchedSamples
 
@@ -20,11 +22,19 @@ MEMORY_BYTES = 256 * 2**20
 class EncodedSamples(Dataset):
     """Encodes samples when they are asked for; item i is (i, the encoded sample)."""
 
-    def __init__(self, samples: Sequence[Sample], encoder: Encoder, image_sha256: Sequence[str | None] | None) -> None:
-        """`image_sha256`: what every image must be, or None where nothing is known about them."""
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        encoder: Encoder,
+        image_sha256: Sequence[str | None] | None,
+        answers: CachedAnswers | None = None,
+    ) -> None:
+        """`image_sha256`: what every image must be, or None where nothing is known about them. `answers`: what stands
+        in the place of the samples' own, or None where those are learned."""
         self._samples = samples
         self._encoder = encoder
         self._image_sha256 = image_sha256
+        self._answers = answers
         self._kept: dict[int, EncodedSample] = {}
         self._kept_bytes = 0
 
@@ -36,6 +46,9 @@ class EncodedSamples(Dataset):
         if index in self._kept:
             return index, self._kept[index]
         encoded = self._encoder.encode(self._samples[index])
+        if self._answers is not None:
+            encoded = with_answers(encoded, self._answers[index])
+            self._encoder.require_length(encoded.sample_id, len(encoded.input_ids))
         if self._image_sha256 is not None and encoded.image_sha256 != self._image_sha256[index]:
             raise MismatchError(
                 f"sample {encoded.sample_id!r}: its image is not the one the teacher saw (sha256 "

@@ -17,6 +17,7 @@ from betakd_cache.journal import journal_paths, read_journal
 from betakd_stages.batching import WINDOWS_AHEAD
 from betakd_stages.caching import open_writer, preparing_encoders, score_all
 from betakd_stages.data import load_samples
+from betakd_stages.data.asked import samples_for
 from betakd_stages.errors import ConfigError
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
@@ -62,7 +63,7 @@ def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: 
     if num_scored < 1:
         raise ConfigError(f"{num_scored} samples to score: expected at least 1")
     samples = load_samples(settings.data)
-    wanted = samples[: settings.limit]
+    wanted = samples_for(samples[: settings.limit], settings.targets)
     places = np.linspace(0, len(wanted) - 1, min(num_scored, len(wanted))).round().astype(int)
     chosen = [wanted[place] for place in places.tolist()]
     teacher = open_teacher(settings)

@@ -10,34 +10,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from betakd_cache import CompactBatch, TeacherCache
+from betakd_cache import TeacherCache
+from betakd_stages.cached_answers import CHUNK_SAMPLES, CachedAnswers, read_answers
+from betakd_stages.data.asked import asked_samples
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
-from betakd_stages.encoding import Encoder
+from betakd_stages.encoding import EncodedSample, Encoder
+from betakd_stages.encoding.written import with_answers
 from betakd_stages.errors import DataError, MismatchError
+from betakd_stages.written_rows import targets_of
 
-CHUNK_SAMPLES = 4096
+TARGETS = {"data": "data", "generated": "generate"}
+"""What stage one calls the answers that stage two asks for."""
 
 
 @dataclass(frozen=True, slots=True)
 class MatchedSamples:
-    """The samples a student can learn from the cache, and where the cache holds them."""
+    """The samples a student can learn from the cache, and where the cache holds them.
+
+    Where the answers are those that the teacher wrote, the samples' own are open (`data.asked`).
+    """
 
     samples: Sequence[Sample]
     cache_indices: NDArray[np.int64]  # [S]
     image_sha256: Sequence[str | None]  # [S], as the teacher saw them
     num_dropped: int
+    answers: CachedAnswers | None = None
 
 
 def match_cache(
-    cache: TeacherCache, samples: SampleSet, encoder: Encoder, on_mismatch: str, *, own_prompts: bool = False
+    cache: TeacherCache,
+    samples: SampleSet,
+    encoder: Encoder,
+    on_mismatch: str,
+    *,
+    own_prompts: bool = False,
+    targets: str = "data",
 ) -> MatchedSamples:
-    """The samples that cache and student agree on.
+    """The samples that cache and student agree on, with the data's answers or ("generated") those the teacher wrote.
 
-    Raises MismatchError for another tokenizer, always; for another prompt template, unless `own_prompts` says that the
-    student may have its own; for a sample that the cache lacks, whose text or answer tokens differ or that the student
-    cannot take, unless `on_mismatch` is "drop".
+    Raises MismatchError for another tokenizer and for a cache without such answers, always; for another prompt
+    template, unless `own_prompts` says that the student may have its own; for a sample that the cache lacks, whose text
+    or answer tokens differ or that the student cannot take, unless `on_mismatch` is "drop".
     """
     _check_encoder(cache, encoder, own_prompts)
+    _check_targets(cache, targets)
+    if targets == "generated":
+        samples = SampleSet(samples.specification, asked_samples(samples))
     known = set(cache.sample_ids.to_pylist())
     reasons = {
         sample.sample_id: _why_missing(cache, sample.sample_id) for sample in samples if sample.sample_id not in known
@@ -51,9 +69,11 @@ def match_cache(
     for sample, index in zip(present, indices, strict=True):
         if sample.content_sha256() != content[index]:
             reasons[sample.sample_id] = "its question or answer differs from what the teacher was given"
-    for start in range(0, len(present), CHUNK_SAMPLES):
-        chunk = slice(start, start + CHUNK_SAMPLES)
-        _compare_answers(present[chunk], cache.batch(indices[chunk]), encoder, reasons)
+    answers = read_answers(cache, indices) if targets == "generated" else None
+    if answers is None:
+        _compare_answers(present, cache, indices, encoder, reasons)
+    else:
+        _check_fit(present, answers, encoder, reasons)
     if reasons and on_mismatch == "stop":
         first = next(sample.sample_id for sample in samples if sample.sample_id in reasons)
         raise MismatchError(
@@ -69,6 +89,7 @@ def match_cache(
         np.asarray(indices)[agreed],
         [images[indices[number]] for number in agreed],
         len(reasons),
+        answers.chosen(agreed) if answers else None,
     )
 
 
@@ -95,15 +116,53 @@ def _check_encoder(cache: TeacherCache, encoder: Encoder, own_prompts: bool) -> 
                 )
 
 
-def _compare_answers(samples: Sequence[Sample], batch: CompactBatch, encoder: Encoder, reasons: dict[str, str]) -> None:
-    cached = np.split(batch.token_ids(), batch.token_ptr[1:-1])
-    for sample, answer in zip(samples, cached, strict=True):
+def _check_targets(cache: TeacherCache, targets: str) -> None:
+    held = targets_of(cache.manifest)
+    if TARGETS[targets] in held:
+        return
+    if targets == "generated":
+        raise MismatchError(
+            f"{cache.location} holds the data's answers only, asked for are those that the teacher writes: run "
+            "cache-teacher with --targets generate (or data,generate), or distil with --targets data"
+        )
+    raise MismatchError(
+        f"{cache.location} holds only answers that the teacher wrote, asked for are the data's: distil with --targets "
+        "generated, or run cache-teacher with --targets data (or data,generate)"
+    )
+
+
+def _compare_answers(
+    samples: Sequence[Sample],
+    cache: TeacherCache,
+    indices: NDArray[np.int64],
+    encoder: Encoder,
+    reasons: dict[str, str],
+) -> None:
+    """Add to the reasons those samples whose answer tokens are not those of the cache."""
+    for start in range(0, len(samples), CHUNK_SAMPLES):
+        batch = cache.batch(indices[start : start + CHUNK_SAMPLES])
+        cached = np.split(batch.token_ids(), batch.token_ptr[1:-1])
+        for sample, answer in zip(samples[start : start + CHUNK_SAMPLES], cached, strict=True):
+            if sample.sample_id in reasons:
+                continue
+            try:
+                own = encoder.answer_ids(sample).numpy()
+            except DataError as error:
+                reasons[sample.sample_id] = str(error)
+                continue
+            if not np.array_equal(own, answer):
+                reasons[sample.sample_id] = (
+                    f"its answer is tokens {own.tolist()} here and {answer.tolist()} in the cache"
+                )
+
+
+def _check_fit(samples: Sequence[Sample], answers: CachedAnswers, encoder: Encoder, reasons: dict[str, str]) -> None:
+    """Add to the reasons those samples that the student cannot take with the answers that the teacher wrote."""
+    for place, sample in enumerate(samples):
         if sample.sample_id in reasons:
             continue
         try:
-            own = encoder.answer_ids(sample).numpy()
+            text = EncodedSample(sample.sample_id, *encoder.encode_text(sample), {}, {}, None)
+            encoder.require_length(sample.sample_id, len(with_answers(text, answers[place]).input_ids))
         except DataError as error:
             reasons[sample.sample_id] = str(error)
-            continue
-        if not np.array_equal(own, answer):
-            reasons[sample.sample_id] = f"its answer is tokens {own.tolist()} here and {answer.tolist()} in the cache"

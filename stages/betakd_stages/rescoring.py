@@ -1,6 +1,7 @@
 """Auditing a cache against its teacher: some samples are scored again, and compared with what students will read."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from betakd_cache import CompactBatch, TeacherCache, open_cache
 from betakd_cache.codec import NUM_WIDE_RANKS, UNITS_PER_NAT, step_table
 from betakd_stages.cached_targets import decode_batch
 from betakd_stages.data import load_samples
+from betakd_stages.data.asked import SUFFIX, is_asked
 from betakd_stages.data.sample import SampleSet
 from betakd_stages.dataset import EncodedSamples
 from betakd_stages.encoding import EncodedSample
@@ -25,6 +27,7 @@ from betakd_stages.models.loading import PRECISIONS, LoadedModel, load_model
 from betakd_stages.models.placement import Placement
 from betakd_stages.targets import TeacherTargets
 from betakd_stages.teachers.hf import HuggingFaceTeacher
+from betakd_stages.written_rows import targets_of
 
 ENVIRONMENT = ("backend", "attention", "transformers", "torch")
 """How a teacher was run, not which: a difference is reported, and shows in the figures if it matters."""
@@ -97,13 +100,14 @@ def rescore(
     # Places in focus need an attention of their own, which the teacher is run with again.
     again = HuggingFaceTeacher(loaded, rules.token_rule, vision_focus=rules.layout("vision").num_focus)
     changed = _check_teacher(cache, teacher, again.identity())
-    matched = match_cache(cache, _drawn(cache, data, num_samples, seed), loaded.encoder, on_mismatch="stop")
-    encoded = EncodedSamples(matched.samples, loaded.encoder, matched.image_sha256)
     allowed = NOISE_NATS[dtype] if tolerance is None else tolerance
-    compared = [
-        _compare(cache, cache.batch([index]), _logits(loaded, encoded[position][1]), allowed)
-        for position, index in enumerate(matched.cache_indices)
-    ]
+    compared, scored_ids = [], []
+    for targets, samples in _drawn(cache, data, num_samples, seed).items():
+        matched = match_cache(cache, samples, loaded.encoder, on_mismatch="stop", targets=targets)
+        encoded = EncodedSamples(matched.samples, loaded.encoder, matched.image_sha256, matched.answers)
+        for position, index in enumerate(matched.cache_indices):
+            compared.append(_compare(cache, cache.batch([index]), _logits(loaded, encoded[position][1]), allowed))
+            scored_ids.append(matched.samples[position].sample_id)
     total, same, tied, disagreeing = np.sum([sample.ranks for sample in compared], axis=0).tolist()
     worst = max(range(len(compared)), key=lambda number: compared[number].badness)
     return Rescoring(
@@ -120,7 +124,7 @@ def rescore(
             _summarise(compared, row, temperature)
             for row, temperature in enumerate(cache.manifest.token_rule.temperatures)
         ),
-        worst_sample=matched.samples[worst].sample_id,
+        worst_sample=scored_ids[worst],
         changed_environment=changed,
     )
 
@@ -167,19 +171,25 @@ def _check_teacher(cache: TeacherCache, teacher: str, own: Mapping[str, Mapping[
     return changed
 
 
-def _drawn(cache: TeacherCache, data: str, num_samples: int, seed: int) -> SampleSet:
-    """Samples of the cache, drawn by `seed`, as `data` has them."""
+def _drawn(cache: TeacherCache, data: str, num_samples: int, seed: int) -> dict[str, SampleSet]:
+    """Samples of the cache, drawn by `seed`, as `data` has them; by the targets of their records."""
     drawn = np.random.default_rng(seed).choice(len(cache), min(num_samples, len(cache)), replace=False)
-    wanted = cache.sample_ids.take(np.sort(drawn)).to_pylist()
-    drawn_ids = set(wanted)
+    record_ids = cache.sample_ids.take(np.sort(drawn)).to_pylist()
+    wanted: dict[str, list[str]] = {}
+    for record_id in record_ids:
+        is_generated = "generate" in targets_of(cache.manifest) and is_asked(record_id)
+        wanted.setdefault("generated" if is_generated else "data", []).append(
+            record_id.removesuffix(SUFFIX) if is_generated else record_id
+        )
+    drawn_ids = set(itertools.chain.from_iterable(wanted.values()))
     by_id = {sample.sample_id: sample for sample in load_samples(data) if sample.sample_id in drawn_ids}
-    for sample_id in wanted:
+    for sample_id in itertools.chain.from_iterable(wanted.values()):
         if sample_id not in by_id:
             raise MismatchError(
                 f"{data} has no sample {sample_id!r}, which {cache.path} holds: give the data the cache was made from, "
                 f"{cache.manifest.identity['data']['specification']}"
             )
-    return SampleSet(data, [by_id[sample_id] for sample_id in wanted])
+    return {targets: SampleSet(data, [by_id[sample_id] for sample_id in ids]) for targets, ids in wanted.items()}
 
 
 @torch.inference_mode()

@@ -5,25 +5,13 @@ An unknown key, a wrong type or a value out of range is an error; nothing is dro
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from betakd_stages.feature_layouts import parse_feature
+from betakd_stages.settings_base import Settings
+from betakd_stages.teacher_settings import GenerationSettings, VllmSettings
 
 MAX_LENGTH = "tokens of a sample at most, a longer one is refused, never cut; default: the model's context"
-
-
-class Settings(BaseModel):
-    """Base of every group of settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_values_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1; `seed: true` is a slip all the same."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a truth value stands where none is expected")
-        return value
 
 
 def _name_only(value: Any) -> Any:
@@ -127,6 +115,9 @@ class DistillSettings(Settings):
     )
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
     validation: str | None = Field(default=None, description="data specification for validation after training")
+    targets: Literal["data", "generated"] = Field(
+        default="data", description="the answers to learn, as data has them or as the cache's teacher wrote them"
+    )
     on_mismatch: Literal["stop", "drop"] = Field(
         default="stop",
         description="samples whose answers, text or image differ from the cache's: stop, or drop and count",
@@ -143,21 +134,13 @@ class DistillSettings(Settings):
 
     @model_validator(mode="after")
     def _cache_for_energies(self) -> "DistillSettings":
+        if self.cache is None and self.targets == "generated":
+            raise ValueError(
+                "targets is generated but no cache is given, which holds such answers: name one (--cache DIR)"
+            )
         if self.cache is None and (self.objective.energies or self.objective.features or self.control.shuffle_records):
             raise ValueError("energies, features or controls are named but no cache is given: name one (--cache DIR)")
         return self
-
-
-class VllmSettings(Settings):
-    """How vLLM runs a teacher, where it is the backend."""
-
-    tensor_parallel_size: int = Field(default=1, gt=0, description="GPUs that share one teacher")
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of each GPU that vLLM may take")
-    max_num_batched_tokens: int = Field(
-        default=8192,
-        gt=0,
-        description="tokens of one step; vllm_prompt_logprobs holds a row of logits for each",
-    )
 
 
 class CacheTeacherSettings(Settings):
@@ -172,6 +155,10 @@ class CacheTeacherSettings(Settings):
     )
     vllm: VllmSettings = VllmSettings()
     limit: int | None = Field(default=None, gt=0, description="only the first so many samples")
+    targets: tuple[Literal["data", "generate"], ...] = Field(
+        default=("data",), description="answers to score: the data's, those the teacher writes (generate), or both"
+    )
+    generation: GenerationSettings = GenerationSettings()
     max_length: int | None = Field(default=None, gt=0, description=MAX_LENGTH)
     batch_size: int = Field(default=16, gt=0, description="samples per forward pass")
     bucket_window: int = Field(
@@ -227,6 +214,23 @@ class CacheTeacherSettings(Settings):
         if len(set(names)) < len(names):
             raise ValueError(f"found {', '.join(value)}, expected each feature once")
         return value
+
+    @field_validator("targets")
+    @classmethod
+    def _each_target_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """In one order, so that two ways to say the same give the same cache."""
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"found {', '.join(value) or 'none'}, expected data, generate or both, each once")
+        return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _generation_of_something(self) -> "CacheTeacherSettings":
+        if "generate" not in self.targets and self.generation != GenerationSettings():
+            raise ValueError(
+                "generation says how the teacher writes answers, but targets is data: add it (--targets generate), or "
+                "leave generation out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _what_fits_the_features(self) -> "CacheTeacherSettings":

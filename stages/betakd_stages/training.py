@@ -68,6 +68,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
             load_encoder(settings.student, settings.max_length),
             settings.on_mismatch,
             own_prompts=settings.prompts == "own",
+            targets=settings.targets,
         )
     student = load_model(settings.student, max_length=settings.max_length)
     freeze(
@@ -127,7 +128,7 @@ def _train(
     indices = matched.cache_indices
     if settings.control.shuffle_records and cache is not None:
         indices = shuffled_within_lengths(matched, cache, settings.seed)
-    dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256 if cache else None)
+    dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256 if cache else None, matched.answers)
     for index in range(min(len(dataset), 2 * settings.training.batch_size)):
         dataset[index]  # an unreadable or foreign image shows before anything is written
     out.mkdir(parents=True, exist_ok=True)

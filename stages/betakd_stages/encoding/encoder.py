@@ -184,6 +184,13 @@ class Encoder(ABC):
         tokens = {*map(str, self.tokenizer.all_special_tokens), self.image_token}
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
+    @functools.cached_property
+    def control_token_ids(self) -> list[int]:
+        """The ids that no answer may hold: what the tokenizer calls special and the image's placeholder, less ends."""
+        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special |= {*self.tokenizer.all_special_ids, self.image_token_id}
+        return sorted(special - set(self.end_token_ids))
+
     def _encode_conversation(self, turns: tuple[Turn, ...], has_image: bool) -> tuple[Tensor, Tensor]:
         ids = self._start_ids(turns, has_image)
         labels = [IGNORED] * len(ids)

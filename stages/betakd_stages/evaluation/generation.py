@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from betakd_stages.data.sample import Sample
-from betakd_stages.encoding import model_inputs
+from betakd_stages.models.generation import continue_prompts
 from betakd_stages.models.loading import LoadedModel
-
-GREEDY: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-"""The largest logit, whatever a model's generation_config.json says; what is behind the penalty has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +23,10 @@ def greedy_answers(
 ) -> Iterator[list[Answer]]:
     """The answers, batch by batch in order. The model stays where it is; prompts are padded on the left."""
     model, encoder = loaded.model.eval(), loaded.encoder
-    # Nobody trains the head's rows behind the tokenizer's last token: they are no answers.
-    padding_rows = list(range(encoder.vocabulary_size, model.get_output_embeddings().weight.shape[0]))
     for start in range(0, len(samples), batch_size):
-        encoded = [encoder.encode_prompt(sample) for sample in samples[start : start + batch_size]]
-        batch = encoder.collate(encoded, padding_side="left")
-        inputs = {name: value.to(model.device) for name, value in model_inputs(batch).items()}
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs,
-                **GREEDY,
-                max_new_tokens=max_new_tokens,
-                output_scores=True,
-                return_dict_in_generate=True,
-                pad_token_id=encoder.pad_token_id,
-                eos_token_id=encoder.end_token_ids,
-                suppress_tokens=padding_rows or None,
-            )
-            new_ids = output.sequences[:, inputs["input_ids"].shape[1] :]
-            log_probabilities = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
+        prompts = [encoder.encode_prompt(sample) for sample in samples[start : start + batch_size]]
+        new_ids, output = continue_prompts(loaded, prompts, max_new_tokens=max_new_tokens, output_scores=True)
+        log_probabilities = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
         # Count the end token itself, nothing behind it; the padding token may be the end token.
         is_end = torch.isin(new_ids, torch.tensor(encoder.end_token_ids, device=new_ids.device)).int()
         behind_end = is_end.cumsum(dim=1) - is_end > 0

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from betakd_cache import FeatureLayout, TeacherRecord, TokenRule
 from betakd_stages.encoding import EncodedSample, Encoder
+from betakd_stages.teacher_settings import GenerationSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,18 @@ class Teacher(Protocol):
 
     def score(self, encoded: Sequence[EncodedSample]) -> Scored:
         """The records of these samples, and the reasons of those that have none; no sample harms another."""
+
+    def write(
+        self,
+        prompts: Sequence[EncodedSample],
+        keys: Sequence[str],
+        limits: Sequence[int],
+        generation: GenerationSettings,
+    ) -> list[list[int]]:
+        """The ids of an answer behind each prompt, up to and with the first end token, at least one, at most its limit.
+
+        None is a control token or beyond the tokenizer. Equal keys and prompts give equal ids, in any batch.
+        """
 
     def close(self) -> None:
         """Give back memory and processes."""

@@ -13,11 +13,14 @@ from betakd_stages.errors import ConfigError
 from betakd_stages.feature_layouts import parse_feature
 from betakd_stages.features import feature_layout
 from betakd_stages.models.forward import AnswerRows, answer_rows
+from betakd_stages.models.generation import continue_prompts
 from betakd_stages.models.loading import LoadedModel, weights_sha256
 from betakd_stages.targets import TeacherTargets
+from betakd_stages.teacher_settings import GenerationSettings
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.focus import first_layer_attention, visual_focus
 from betakd_stages.teachers.records import cut_records, flat_columns, token_counts
+from betakd_stages.teachers.sampling import KeyedSampling
 
 
 class HuggingFaceTeacher:
@@ -93,6 +96,36 @@ class HuggingFaceTeacher:
             {encoded[index].sample_id: "the teacher's logits hold NaN or infinity" for index in sorted(bad)},
         )
 
+    def write(
+        self,
+        prompts: Sequence[EncodedSample],
+        keys: Sequence[str],
+        limits: Sequence[int],
+        generation: GenerationSettings,
+    ) -> list[list[int]]:
+        """The ids written behind each prompt, as `base.Teacher` has it.
+
+        Raises ConfigError where the batch is too much for the device's memory.
+        """
+        encoder = self.encoder
+        sampling = [KeyedSampling(generation, keys)] if generation.temperature else []
+        try:
+            new_ids, _ = continue_prompts(
+                self.loaded,
+                prompts,
+                max_new_tokens=max(limits),
+                forbidden=encoder.control_token_ids,
+                processors=sampling,
+            )
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"the GPU's memory does not hold {len(prompts)} answers of up to {max(limits)} tokens while they are "
+                "written: lower batch_size or generation.max_new_tokens, or use precision bf16"
+            ) from None
+        return [
+            _up_to_end(ids[:limit], encoder.end_token_ids) for ids, limit in zip(new_ids.tolist(), limits, strict=True)
+        ]
+
     def batch(self, encoded: Sequence[EncodedSample]) -> dict[str, Tensor]:
         """The padded batch of these samples on the teacher's device."""
         return {name: value.to(self._model.device) for name, value in self.encoder.collate(encoded).items()}
@@ -143,3 +176,9 @@ class HuggingFaceTeacher:
 
     def close(self) -> None:
         """Nothing: the model goes with the teacher."""
+
+
+def _up_to_end(ids: list[int], end_token_ids: Sequence[int]) -> list[int]:
+    """The ids up to and with the first end token, all where there is none."""
+    ends = [place for place, token_id in enumerate(ids) if token_id in end_token_ids]
+    return ids[: ends[0] + 1] if ends else ids

@@ -23,9 +23,9 @@ from betakd_stages.grounding import check_grounding
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
-from betakd_stages.teachers.base import Teacher
+from betakd_stages.teachers.base import Scored, Teacher
 from betakd_stages.teachers.opening import open_teacher
-from betakd_stages.teachers.writing import AnswerWriter
+from betakd_stages.teachers.writing import AnswerWriter, Filled
 from betakd_stages.written_rows import count_written
 
 
@@ -192,14 +192,14 @@ def _score_window(
     outcomes: dict[str, TeacherRecord | str] = {}
     batch_size = max(len(encoded), 1) if teacher.batches_itself else settings.batch_size
     for bucket in length_buckets([len(sample.input_ids) for sample in encoded], batch_size):
-        batch, columns = [encoded[place] for place in bucket], dict[str, dict[str, str]]()
+        filled = Filled([encoded[place] for place in bucket], {}, {})
         if answers is not None:
-            batch, columns = answers.fill(batch)
-        scored = teacher.score(batch)
+            filled = answers.fill(filled.batch)
+        scored = teacher.score(filled.batch) if filled.batch else Scored([], {})
         for record in scored.records:
-            row = {**record.row, **columns.get(record.sample_id, {})}
+            row = {**record.row, **filled.columns.get(record.sample_id, {})}
             outcomes[record.sample_id] = dataclasses.replace(record, row=row)
-        outcomes.update(scored.rejected)
+        outcomes |= {**scored.rejected, **filled.rejected}
         progress.advance(len(bucket))
     progress.advance(len(window) - len(encoded))
     return [(prepared.sample, outcomes.get(prepared.sample.sample_id, prepared.reason)) for prepared in window]

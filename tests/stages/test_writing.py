@@ -25,7 +25,7 @@ class Scripted:
     """A teacher that says what stands in its script, cut at the limits, and notes what it was asked."""
 
     def __init__(self, script: dict[str, list[int]]) -> None:
-        self.script = script
+        self.script = script  # of a key that is missing the answer cannot be had
         self.calls: list[list[str]] = []
         self.prompts: dict[str, list[int]] = {}
         self.limits: dict[str, int] = {}
@@ -36,12 +36,15 @@ class Scripted:
         keys: Sequence[str],
         limits: Sequence[int],
         generation: GenerationSettings,
-    ) -> list[list[int]]:
+    ) -> list[list[int] | str]:
         self.calls.append(list(keys))
         for key, prompt, limit in zip(keys, prompts, limits, strict=True):
             assert (prompt.input_ids.shape, prompt.image_inputs) == (prompt.labels.shape, {})
             self.prompts[key], self.limits[key] = prompt.input_ids.tolist(), limit
-        return [self.script[key][:limit] for key, limit in zip(keys, limits, strict=True)]
+        return [
+            self.script[key][:limit] if key in self.script else f"no answer {key}"
+            for key, limit in zip(keys, limits, strict=True)
+        ]
 
 
 def conversation(sample_id: str, num_turns: int) -> Sample:
@@ -65,7 +68,8 @@ def test_each_turn_is_written_behind_the_ids_of_the_earlier_ones_and_the_templat
     writer = AnswerWriter(cast(Teacher, teacher), encoder, GenerationSettings(max_new_tokens=3))
     data = conversation("c", 1)
     batch = [encoder.encode(s) for s in (asked(conversation("a", 3)), data, asked(conversation("b", 1)))]
-    filled, columns = writer.fill(batch)
+    written = writer.fill(batch)
+    filled, columns = written.batch, written.columns
 
     def ids(text: str) -> list[int]:
         return [words[word] for word in text.split()]
@@ -89,6 +93,18 @@ def test_each_turn_is_written_behind_the_ids_of_the_earlier_ones_and_the_templat
     assert length_text(parse_lengths("2,3+,1")) == "2,3+,1"
 
 
+def test_a_sample_whose_answer_cannot_be_written_is_left_out_with_the_reason_and_harms_no_other(
+    world: World, words: dict[str, int]
+) -> None:
+    encoder, end = load_encoder(world.teacher), words["</s>"]
+    teacher = Scripted({"a#generated/0": [end], "b#generated/0": [end], "b#generated/1": [end], "b#generated/2": [end]})
+    batch = [encoder.encode(asked(conversation(name, 3))) for name in "ab"]
+    filled = AnswerWriter(cast(Teacher, teacher), encoder, GenerationSettings()).fill(batch)
+    assert [sample.sample_id for sample in filled.batch] == list(filled.columns) == ["b#generated"]
+    assert filled.rejected == {"a#generated": "no answer a#generated/1"}
+    assert teacher.calls[2] == ["b#generated/2"]
+
+
 @pytest.mark.parametrize("max_length", [26, 27, 40])
 def test_answers_leave_room_for_the_turns_behind_them_and_fill_the_context_but_for_one_token(
     world: World, words: dict[str, int], max_length: int
@@ -97,10 +113,10 @@ def test_answers_leave_room_for_the_turns_behind_them_and_fill_the_context_but_f
     endless = {f"a#generated/{turn}": [words["no"]] * 99 for turn in range(3)}
     open_sample = encoder.encode(asked(conversation("a", 3)))
     assert len(open_sample.input_ids) == 24
-    filled, columns = AnswerWriter(cast(Teacher, Scripted(endless)), encoder, GenerationSettings()).fill([open_sample])
-    assert len(filled[0].input_ids) == max_length - 1
+    filled = AnswerWriter(cast(Teacher, Scripted(endless)), encoder, GenerationSettings()).fill([open_sample])
+    assert len(filled.batch[0].input_ids) == max_length - 1
     first = max_length - 24
-    assert columns["a#generated"]["answer_lengths"] == f"{first}+,1+,1+"
+    assert filled.columns["a#generated"]["answer_lengths"] == f"{first}+,1+,1+"
 
 
 def test_inputs_that_hold_a_number_per_token_stay_with_their_tokens_and_are_zero_in_answers() -> None:

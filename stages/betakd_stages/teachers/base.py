@@ -60,10 +60,11 @@ class Teacher(Protocol):
         keys: Sequence[str],
         limits: Sequence[int],
         generation: GenerationSettings,
-    ) -> list[list[int]]:
-        """The ids of an answer behind each prompt, up to and with the first end token, at least one, at most its limit.
+    ) -> Sequence[list[int] | str]:
+        """The ids of an answer behind each prompt, up to and with the first end token, at least one, at most its limit;
+        or a text that says why there is none.
 
-        None is a control token or beyond the tokenizer. Equal keys and prompts give equal ids, in any batch.
+        No id is a control token or beyond the tokenizer. Equal keys and prompts give equal ids, in any batch.
         """
 
     def close(self) -> None:

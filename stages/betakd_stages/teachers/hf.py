@@ -102,7 +102,7 @@ class HuggingFaceTeacher:
         keys: Sequence[str],
         limits: Sequence[int],
         generation: GenerationSettings,
-    ) -> list[list[int]]:
+    ) -> list[list[int] | str]:
         """The ids written behind each prompt, as `base.Teacher` has it.
 
         Raises ConfigError where the batch is too much for the device's memory.

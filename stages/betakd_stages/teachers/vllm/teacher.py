@@ -1,6 +1,7 @@
 """What both of vLLM's paths share: one engine, its errors, and the way from samples to records."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from betakd_stages.feature_layouts import parse_feature
 from betakd_stages.features import feature_layout
 from betakd_stages.models.loading import weights_sha256
 from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teacher_settings import GenerationSettings
 from betakd_stages.teachers.base import Scored
+from betakd_stages.teachers.sampling import stream_seed
 from betakd_stages.teachers.vllm.engine import NUM_NEW_TOKENS, Engine, EngineFailure, EngineSettings, engine_settings
 
 NOT_FINITE = "the teacher's logits hold NaN or infinity"
@@ -90,8 +93,7 @@ class VllmTeacher(ABC):
             outputs = self._engine.run(fitting, parameters, self.encoder.image_token_id)
             found = self.scored(self._engine, outputs, fitting)
         except EngineFailure as failure:
-            logging.getLogger(__name__).warning("%s; a new engine is started to find the sample", failure)
-            self._restart()
+            self._restart(failure)
             if len(fitting) == 1:
                 return Scored([], refused | {fitting[0].sample_id: str(failure)})
             middle = len(fitting) // 2
@@ -104,6 +106,45 @@ class VllmTeacher(ABC):
             sample.sample_id: output for sample, output in zip(fitting, outputs, strict=True) if isinstance(output, str)
         }
         return Scored(found.records, refused | texts | found.rejected)
+
+    def write(
+        self,
+        prompts: Sequence[EncodedSample],
+        keys: Sequence[str],
+        limits: Sequence[int],
+        generation: GenerationSettings,
+    ) -> list[list[int] | str]:
+        """The ids written behind each prompt, as `base.Teacher` has it; a failing engine is met as in `score`.
+
+        Sampled are vLLM's own draws, each request's from a seed of its own.
+        """
+        parameters = [self._writing(key, limit, generation) for key, limit in zip(keys, limits, strict=True)]
+        try:
+            outputs = self._engine.run(prompts, parameters, self.encoder.image_token_id)
+        except EngineFailure as failure:
+            self._restart(failure)
+            if len(prompts) == 1:
+                return [str(failure)]
+            middle = len(prompts) // 2
+            halves = [slice(None, middle), slice(middle, None)]
+            return [ids for half in halves for ids in self.write(prompts[half], keys[half], limits[half], generation)]
+        return [output if isinstance(output, str) else list(output.outputs[0].token_ids) for output in outputs]
+
+    def _writing(self, key: str, limit: int, generation: GenerationSettings) -> Any:
+        """The SamplingParams of an answer."""
+        from vllm import SamplingParams
+
+        num_rows = self.encoder.config.get_text_config().vocab_size
+        forbidden = [*self.encoder.control_token_ids, *range(self.vocabulary_size, num_rows)]
+        return SamplingParams(
+            max_tokens=limit,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            seed=stream_seed(generation.seed, key, 0) & (2**63 - 1) if generation.temperature else None,
+            stop_token_ids=self.encoder.end_token_ids,
+            logit_bias=dict.fromkeys(forbidden, -math.inf),
+            detokenize=False,
+        )
 
     def close(self) -> None:
         """End the engine's processes and give back memory."""
@@ -126,7 +167,8 @@ class VllmTeacher(ABC):
         self.prepare(engine)
         return engine
 
-    def _restart(self) -> None:
+    def _restart(self, failure: EngineFailure) -> None:
+        logging.getLogger(__name__).warning("%s; a new engine is started to find the sample", failure)
         try:
             self._engine.close()
         except Exception as error:  # what is left of an engine that has failed may fail again

@@ -259,6 +259,11 @@ class CacheTeacherSettings(Settings):
                     f"{name} is {getattr(self, name)}, which is for backend hf: leave it out; vLLM chooses its "
                     "attention, spreads a teacher by vllm.tensor_parallel_size and runs quantised checkpoints as such"
                 )
+        if self.generation.temperature > 2:
+            raise ValueError(
+                f"generation.temperature is {self.generation.temperature:g}, vLLM samples at 2 at most: lower it, or "
+                "use backend hf"
+            )
         beyond = self.temperatures != (1.0,) or self.top_p_temperature != 1 or self.features
         if self.backend == "vllm_prompt_logprobs" and beyond:
             raise ValueError(

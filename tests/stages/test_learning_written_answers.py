@@ -171,6 +171,11 @@ def test_cache_teacher_and_info_say_how_many_answers_were_written_and_cut(
             ["--targets", "generate", "--set", "generation.top_p=0.5"],
             "generation: top_p is 0.5, but temperature 0 always takes the likeliest token: give a temperature",
         ),
+        (
+            "cache-teacher",
+            ["--targets", "generate", "--set", "backend=vllm", "--set", "generation.temperature=3"],
+            "generation.temperature is 3, vLLM samples at 2 at most: lower it, or use backend hf",
+        ),
         ("distill", ["--targets", "generate"], "targets: found 'generate', expected 'data' or 'generated'"),
         (
             "distill",

@@ -3,9 +3,9 @@
 The text is compared for every sample before training starts; images are compared when they are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +75,7 @@ def match_cache(
     else:
         _check_fit(present, answers, encoder, reasons)
     if reasons and on_mismatch == "stop":
-        first = next(sample.sample_id for sample in samples if sample.sample_id in reasons)
-        raise MismatchError(
-            f"sample {first!r}: {reasons[first]} ({len(reasons)} of {len(samples)} samples differ; the cache was made "
-            f"from {cache.manifest.identity['data']['specification']!r}). Give the data the cache was made from, "
-            "or drop what differs with --on-mismatch drop"
-        )
+        _refuse(cache, samples, reasons)
     agreed = [number for number, sample in enumerate(present) if sample.sample_id not in reasons]
     if not agreed:
         raise MismatchError(f"no sample of {samples.specification!r} is in the cache as the student sees it")
@@ -90,6 +85,15 @@ def match_cache(
         [images[indices[number]] for number in agreed],
         len(reasons),
         answers.chosen(agreed) if answers else None,
+    )
+
+
+def _refuse(cache: TeacherCache, samples: SampleSet, reasons: Mapping[str, str]) -> NoReturn:
+    first = next(sample.sample_id for sample in samples if sample.sample_id in reasons)
+    raise MismatchError(
+        f"sample {first!r}: {reasons[first]} ({len(reasons)} of {len(samples)} samples differ; the cache was made "
+        f"from {cache.manifest.identity['data']['specification']!r}). Give the data the cache was made from, "
+        "or drop what differs with --on-mismatch drop"
     )
 
 

@@ -58,6 +58,7 @@ def test_killed_and_resumed_the_cache_is_that_of_an_uninterrupted_run(
         assert process.wait(timeout=60) == -signal.SIGKILL
     kept = len(open_cache(out, allow_incomplete=True))
     assert 4 <= kept < 20
+    deadline_s = time.monotonic() + 60
     while any(Path(f"/proc/{engine}").exists() for engine in engines):
         assert time.monotonic() < deadline_s, "an engine outlives its parent"
         time.sleep(0.05)

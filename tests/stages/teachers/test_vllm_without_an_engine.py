@@ -22,7 +22,7 @@ from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, VllmSettings
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.vllm import teacher as vllm_teacher
-from betakd_stages.teachers.vllm.engine import Engine, EngineFailure, EngineSettings, answer_spans
+from betakd_stages.teachers.vllm.engine import Engine, EngineFailure, EngineSettings
 from betakd_stages.teachers.vllm.versions import require_vllm
 
 
@@ -77,14 +77,6 @@ def test_settings_that_a_backend_does_not_have_are_refused(
     arguments = ["cache-teacher", "--teacher", str(world.teacher), "--data", world.data, "--out", str(tmp_path / "c")]
     assert main([*arguments, *flags]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
-
-
-def test_the_spans_of_answers_are_the_runs_of_supervised_positions(world: World) -> None:
-    encoder = load_encoder(world.teacher)
-    for sample in load_samples(world.data)[:5]:
-        encoded = encoder.encode(sample)
-        places = [place for start, stop in answer_spans(encoded) for place in range(start, stop)]
-        assert places == (encoded.labels != -100).nonzero()[:, 0].tolist()
 
 
 def test_every_engine_has_gpus_of_its_own(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,24 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import BatchFeature
 
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import ModelError
 from betakd_stages.models.loading import first_line
 from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.teachers.vllm.plugin import END_WITH_PARENT
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ARCHITECTURES = {"llava": "BetaKdLlavaForConditionalGeneration"}
 """Classes of ours in place of vLLM's, by the model_type of config.json: see `models`."""
-ENVIRONMENT = {
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the one-pass backend knows the first
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "TOKENIZERS_PARALLELISM": "false"}
 """Set before vLLM is imported, unless the user has."""
+REQUIRED_ENVIRONMENT = {
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the one-pass backend knows the first runner
+    END_WITH_PARENT: "1",
+}
 NUM_NEW_TOKENS = 1
 """The engine always writes at least one; it is thrown away."""
 
@@ -75,8 +74,7 @@ class Engine:
 
     def __init__(self, settings: EngineSettings) -> None:
         """Raises ModelError where vLLM does not take the teacher or the machine."""
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        os.environ |= {**ENVIRONMENT, **os.environ, **REQUIRED_ENVIRONMENT}
         from vllm import LLM
 
         try:
@@ -114,8 +112,11 @@ class Engine:
         return [outputs[name] for name in names]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """What a method of the workers returns, one item per worker."""
-        return self._llm.collective_rpc(method, args=arguments)
+        """What a method of the workers returns, one item per worker. Raises EngineFailure."""
+        try:
+            return self._llm.collective_rpc(method, args=arguments)
+        except Exception as error:
+            raise EngineFailure(f"vLLM fails at {method} ({first_line(error) or type(error).__name__})") from error
 
     def close(self) -> None:
         """End its processes and give back memory."""
@@ -141,10 +142,3 @@ class Engine:
             {"image": [str(sample.image_sha256)]},
             {"image": [placeholder]},
         )
-
-
-def answer_spans(sample: EncodedSample) -> list[list[int]]:
-    """The supervised positions as [start, stop) pairs."""
-    supervised = torch.nn.functional.pad((sample.labels >= 0).int(), (1, 1))
-    edges = supervised.diff().nonzero()[:, 0].tolist()
-    return [[start, stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]

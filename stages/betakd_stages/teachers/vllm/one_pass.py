@@ -6,9 +6,10 @@ from typing import Any
 import safetensors.torch
 
 from betakd_stages.encoding import EncodedSample
+from betakd_stages.encoding.written import answer_spans
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.records import cut_records
-from betakd_stages.teachers.vllm.engine import NUM_NEW_TOKENS, Engine, EngineSettings, answer_spans
+from betakd_stages.teachers.vllm.engine import NUM_NEW_TOKENS, Engine, EngineSettings
 from betakd_stages.teachers.vllm.teacher import NOT_FINITE, VllmTeacher
 from betakd_stages.teachers.vllm.worker import EXTRA, FINITE, AnswerScoring
 
@@ -30,7 +31,7 @@ class OnePassTeacher(VllmTeacher):
     def parameters(self, number: int, sample: EncodedSample) -> Any:
         from vllm import SamplingParams
 
-        asked = {"number": number, "answers": answer_spans(sample)}
+        asked = {"number": number, "answers": [list(span) for span in answer_spans(sample.labels)]}
         return SamplingParams(max_tokens=NUM_NEW_TOKENS, temperature=0.0, detokenize=False, extra_args={EXTRA: asked})
 
     def scored(self, engine: Engine, outputs: Sequence[Any], encoded: Sequence[EncodedSample]) -> Scored:

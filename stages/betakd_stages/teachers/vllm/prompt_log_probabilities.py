@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from betakd_stages.encoding import EncodedSample
+from betakd_stages.encoding.written import answer_spans
 from betakd_stages.targets import TeacherTargets
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.records import cut_records, flat_columns
-from betakd_stages.teachers.vllm.engine import NUM_NEW_TOKENS, Engine, EngineSettings, answer_spans
+from betakd_stages.teachers.vllm.engine import NUM_NEW_TOKENS, Engine, EngineSettings
 from betakd_stages.teachers.vllm.teacher import NOT_FINITE, VllmTeacher
 
 
@@ -51,7 +52,7 @@ class PromptLogProbabilitiesTeacher(VllmTeacher):
         for output, sample in zip(outputs, encoded, strict=True):
             if isinstance(output, str):
                 continue
-            positions = [place for start, stop in answer_spans(sample) for place in range(start, stop)]
+            positions = [place for start, stop in answer_spans(sample.labels) for place in range(start, stop)]
             ids, values = answer_rows(output.prompt_logprobs, positions, self.num_entries)
             if not np.isfinite(values[:, :2]).all():
                 rejected[sample.sample_id] = NOT_FINITE

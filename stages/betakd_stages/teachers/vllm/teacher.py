@@ -164,7 +164,10 @@ class VllmTeacher(ABC):
 
     def _started(self) -> Engine:
         engine = Engine(self._engine_settings)
-        self.prepare(engine)
+        try:
+            self.prepare(engine)
+        except EngineFailure as failure:
+            raise ModelError(f"the engine has started and does not do what this backend asks: {failure}") from failure
         return engine
 
     def _restart(self, failure: EngineFailure) -> None:

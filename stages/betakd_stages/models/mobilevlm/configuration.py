@@ -101,6 +101,7 @@ def nested_config(published: dict[str, Any]) -> dict[str, Any]:
             "make them equal"
         )
     fields = {
+        "architectures": ["MobileVlmForConditionalGeneration"],  # the published name is that of text models as well
         "mm_vision_tower": tower,
         "image_aspect_ratio": language.pop("image_aspect_ratio", None) or "square",
         "prompt_version": language.pop("prompt_version", "v1"),

@@ -23,7 +23,7 @@ def register() -> None:
     known = ModelRegistry.get_supported_archs()
     for architecture, place in {
         "BetaKdLlavaForConditionalGeneration": "llava:LlavaForConditionalGeneration",
-        "MobileLlamaForCausalLM": "mobilevlm:MobileVlmForConditionalGeneration",
+        "MobileVlmForConditionalGeneration": "mobilevlm:MobileVlmForConditionalGeneration",
     }.items():
         if architecture not in known:
             ModelRegistry.register_model(architecture, f"betakd_stages.teachers.vllm.models.{place}")

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import BatchFeature
+from vllm.config import VllmConfig
+from vllm.model_executor.models import llava
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from betakd_stages.models.mobilevlm.configuration import MobileVlmConfig
 from betakd_stages.models.mobilevlm.model import LEFT_OUT
 from betakd_stages.models.mobilevlm.processor import MobileVlmProcessor
 from betakd_stages.models.mobilevlm.projector import LightweightDownsampleProjector
 from betakd_stages.models.mobilevlm.prompts import IMAGE_MARK
-from vllm.config import VllmConfig
-from vllm.model_executor.models import llava
-from vllm.model_executor.models.utils import WeightsMapper
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 PUBLISHED_NAMES = {
     "model.vision_tower.vision_tower.": "vision_tower.",
@@ -93,6 +93,7 @@ class MobileVlmMultiModalProcessor(llava.LlavaMultiModalProcessor):
 class MobileVlmForConditionalGeneration(llava.LlavaForConditionalGeneration):
     """LLaVA with another projector, which is small and stands whole, and unquantised, in every worker."""
 
+    _tower_model_names: list[str]
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_regex={re.compile(LEFT_OUT.pattern): None}, orig_to_new_prefix=PUBLISHED_NAMES
     )

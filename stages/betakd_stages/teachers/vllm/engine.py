@@ -64,6 +64,7 @@ def engine_settings(settings: CacheTeacherSettings, folder: Path, encoder: Encod
             "async_scheduling": False,
             "mm_processor_cache_gb": 0,
             "limit_mm_per_prompt": {"image": 1},
+            "mm_device_do_normalize": False,  # pixels come normalised; some families would do it once more
             "hf_overrides": overrides,
         },
     )

@@ -45,6 +45,14 @@ SMALL = Shape(
     vocabulary_size=8_000,
     dtype=torch.float32,
 )
+WIDE = Shape(
+    image_size=336,
+    vision={"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
+    language={"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "num_attention_heads": 8},
+    vocabulary_size=32_000,
+    dtype=torch.float32,
+)
+"""On a CPU, what the backends are compared with: image tokens and vocabulary of LLaVA 1.5."""
 LARGE = Shape(
     image_size=336,
     vision={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
@@ -55,7 +63,10 @@ LARGE = Shape(
 
 
 def save_teacher(folder: Path, shape: Shape, device: str) -> tuple[PreTrainedModel, Encoder]:
-    """A teacher of this shape on a device, and its encoder, whose files are in `folder`; the weights are not."""
+    """A teacher of this shape on a device, and its encoder, whose files are in `folder`; the weights are not.
+
+    `model.save_pretrained(folder)` adds them, for those who read a folder.
+    """
     tokenizer = _tokenizer(shape.vocabulary_size)
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     config = LlavaConfig(

@@ -7,7 +7,8 @@ pixels, Vicuna 7B), in bfloat16. Weights are random, which costs what trained on
 samples are JPEG photographs of 640 x 480 with questions and answers of very different lengths, every fifth without one.
 --wait-ms puts a wait in place of each forward pass: what threads bring beside a device that leaves the CPU alone.
 
-Two tables: each part of the work alone, one after the other; and whole runs, with and without buckets and threads.
+Runs: each part of the work alone, one after the other; and whole runs, with and without buckets and threads. Backends:
+transformers beside vLLM, where it is installed, and each against vLLM's plain prefill; on the CPU with a wider teacher.
 The share of the peak counts 2 operations per parameter and token of a sample (padding is waste and not counted): tower
 and projector by patches, language model by tokens, head by answer tokens.
 """
@@ -30,7 +31,9 @@ from rich.table import Table
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmark_teacher_world import LARGE, SMALL, save_samples, save_teacher
+from benchmark_backends import HAS_VLLM, RATIOS, backend_rows, compare_backends
+from benchmark_teacher_world import LARGE, SMALL, WIDE, Shape, save_samples, save_teacher
+from benchmark_work import Work, device_peak, measure_work
 from betakd_cache import CacheWriter
 from betakd_stages.batching import length_buckets
 from betakd_stages.caching import open_writer, preparing_encoders, score_all
@@ -39,21 +42,10 @@ from betakd_stages.data.sample import LoadedImage, Sample, SampleSet
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.models.loading import LoadedModel
 from betakd_stages.progress import SilentProgress
-from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.settings import CacheTeacherSettings, VllmSettings
 from betakd_stages.teachers.hf import HuggingFaceTeacher
 from betakd_stages.teachers.opening import open_hf_teacher
 
-PEAKS_TFLOPS = {
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "RTX 4090": 165.0,
-    "A10": 125.0,
-}
-"""Dense bfloat16 by what a card's name holds, from NVIDIA's data sheets; the first match counts."""
 SERIAL = {False: "one after the other, samples as they come", True: "one after the other, buckets"}
 RUNS = {
     "samples as they come, 1 thread": {"bucket_window": 1, "preparing_threads": 1},
@@ -61,15 +53,6 @@ RUNS = {
     "buckets, 2 threads (default)": {"bucket_window": 8, "preparing_threads": 2},
     "buckets, 4 threads": {"bucket_window": 8, "preparing_threads": 4},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What the samples are, however they are run."""
-
-    num_samples: int
-    num_answer_tokens: int
-    operations: float
 
 
 class Clock:
@@ -89,47 +72,98 @@ class Clock:
 
 
 def main() -> None:
+    arguments = parsed_arguments()
+    peak_name, peak = device_peak(arguments.device, arguments.peak_tflops)
+    written: dict[str, Any] = {"peak": peak_name}
+    for name, compare in COMPARISONS.items():
+        if arguments.only in (name, None):
+            with tempfile.TemporaryDirectory() as folder:
+                written[name] = compare(arguments, Path(folder), peak_name, peak)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """What was asked for, with the defaults of the device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--samples", type=int, help="how many (default: 256 on the CPU, 2048 on a GPU)")
+    parser.add_argument("--only", choices=tuple(COMPARISONS), help="one of the two comparisons")
+    parser.add_argument(
+        "--samples", type=int, help="how many (default: 256 for runs and 64 for backends; 2048 on a GPU)"
+    )
     parser.add_argument("--batch-size", type=int, help="samples per forward pass (default: 16, 32 on a GPU)")
-    parser.add_argument("--repetitions", type=int, default=3, help="of every row; the fastest counts")
+    parser.add_argument("--repetitions", type=int, help="runs: the fastest of 3 counts; backends: the median of 5")
+    parser.add_argument("--quick", action="store_true", help="16 samples once: does everything run?")
     parser.add_argument("--peak-tflops", type=float, help="of the device, where its name is not known")
-    parser.add_argument("--wait-ms", type=float, help="wait so long per batch instead of running the model")
+    parser.add_argument("--wait-ms", type=float, help="runs: wait so long per batch instead of running the model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     arguments = parser.parse_args()
-    on_gpu = arguments.device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here; leave --device out")
-    peak_name, peak = device_peak(arguments.device, arguments.peak_tflops)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, encoder = save_teacher(folder / "teacher", LARGE if on_gpu else SMALL, arguments.device)
-        if arguments.wait_ms:
-            wait_instead(model, arguments.wait_ms / 1000)
-            peak_name, peak = "nothing: the model waits", math.inf
-        loaded = LoadedModel(model, encoder, folder / "teacher")
-        settings = CacheTeacherSettings(
-            teacher=str(loaded.folder),
-            data=save_samples(folder / "data", arguments.samples or (2048 if on_gpu else 256)),
-            batch_size=arguments.batch_size or (32 if on_gpu else 16),
-            precision="bf16" if on_gpu else "fp32",
-        )
-        samples = load_samples(settings.data)
-        work = measure_work(loaded, samples)
-        timed: list[list[dict[str, Any]]] = []
-        for _ in range(arguments.repetitions):
-            timed.append([])
-            for bucketed, title in SERIAL.items():
-                clock = one_after_the_other(settings, loaded, samples, bucketed)
-                timed[-1].append(row(title, sum(clock.seconds.values()), work, peak) | {"parts": clock.seconds})
-            for title, changes in RUNS.items():
-                seconds = whole_run(settings.model_copy(update=changes), loaded, samples)
-                timed[-1].append(row(title, seconds, work, peak))
-        rows = [min(same, key=lambda row: row["seconds"]) for same in zip(*timed, strict=True)]
-    show(rows, peak_name)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"peak": peak_name, "rows": rows}, indent=2) + "\n")
+    if arguments.quick:
+        arguments.samples, arguments.repetitions = arguments.samples or 16, arguments.repetitions or 1
+    return arguments
+
+
+def compare_runs(arguments: argparse.Namespace, folder: Path, peak_name: str, peak: float) -> list[dict[str, Any]]:
+    """The rows of stage one's parts and of whole runs, printed."""
+    on_gpu = arguments.device == "cuda"
+    loaded = saved_teacher(folder / "teacher", LARGE if on_gpu else SMALL, arguments.device)
+    if arguments.wait_ms:
+        wait_instead(loaded.model, arguments.wait_ms / 1000)
+        peak_name, peak = "nothing: the model waits", math.inf
+    settings = settings_of(arguments, loaded, folder, 2048 if on_gpu else 256)
+    samples = load_samples(settings.data)
+    work = measure_work(loaded, samples)
+    timed: list[list[dict[str, Any]]] = []
+    for _ in range(arguments.repetitions or 3):
+        timed.append([])
+        for bucketed, title in SERIAL.items():
+            clock = one_after_the_other(settings, loaded, samples, bucketed)
+            timed[-1].append(row(title, sum(clock.seconds.values()), work, peak) | {"parts": clock.seconds})
+        for title, changes in RUNS.items():
+            seconds = whole_run(settings.model_copy(update=changes), loaded, samples)
+            timed[-1].append(row(title, seconds, work, peak))
+    rows = [min(same, key=lambda row: row["seconds"]) for same in zip(*timed, strict=True)]
+    show_runs(rows, peak_name)
+    return rows
+
+
+def compare_with_vllm(arguments: argparse.Namespace, folder: Path, peak_name: str, peak: float) -> list[dict[str, Any]]:
+    """The rows of the backends that are installed, printed."""
+    on_gpu = arguments.device == "cuda"
+    torch.cuda.empty_cache()  # the engines ask how much is free
+    loaded = saved_teacher(folder / "teacher", LARGE if on_gpu else WIDE, arguments.device)
+    loaded.model.save_pretrained(loaded.folder)
+    settings = settings_of(arguments, loaded, folder, 2048 if on_gpu else 64)
+    samples = load_samples(settings.data)
+    encoded = [loaded.encoder.encode(sample) for sample in samples]
+    taken = compare_backends(settings, loaded, encoded, arguments.repetitions or 5)
+    rows = backend_rows(taken, measure_work(loaded, samples), peak)
+    show_backends(rows, peak_name)
+    return rows
+
+
+COMPARISONS = {"runs": compare_runs, "backends": compare_with_vllm}
+
+
+def saved_teacher(folder: Path, shape: Shape, device: str) -> LoadedModel:
+    """A new teacher of this shape."""
+    return LoadedModel(*save_teacher(folder, shape, device), folder)
+
+
+def settings_of(
+    arguments: argparse.Namespace, loaded: LoadedModel, folder: Path, num_samples: int
+) -> CacheTeacherSettings:
+    """Stage one's settings with this teacher, and so many new samples unless another number is asked for."""
+    on_gpu = arguments.device == "cuda"
+    return CacheTeacherSettings(
+        teacher=str(loaded.folder),
+        data=save_samples(folder / "data", arguments.samples or num_samples),
+        batch_size=arguments.batch_size or (32 if on_gpu else 16),
+        precision="bf16" if on_gpu else "fp32",
+        vllm=VllmSettings(gpu_memory_utilization=0.3),  # two engines beside the teacher of transformers
+    )
 
 
 def wait_instead(model: PreTrainedModel, seconds: float) -> None:
@@ -144,43 +178,6 @@ def wait_instead(model: PreTrainedModel, seconds: float) -> None:
         return BaseModelOutput(last_hidden_state=states)
 
     model.base_model.forward = wait
-
-
-def device_peak(device: str, given_tflops: float | None) -> tuple[str, float]:
-    """What the share of the peak refers to, in words, and operations per second."""
-    if given_tflops is not None:
-        return f"{given_tflops:g} TFLOPS as given", given_tflops * 1e12
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-        known = next((peak for part, peak in PEAKS_TFLOPS.items() if part in name), None)
-        if known is None:
-            raise SystemExit(f"the peak of {name} is not known: give --peak-tflops")
-        return f"{name}, {known:g} TFLOPS dense bfloat16", known * 1e12
-    matrix = torch.randn(1024, 1024)
-    seconds = []
-    for _ in range(10):
-        start_s = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - start_s)
-    peak = 2 * 1024**3 / min(seconds)
-    return f"CPU, {torch.get_num_threads()} thread(s), {peak / 1e9:.0f} GFLOPS in a float32 product of 1024", peak
-
-
-def measure_work(loaded: LoadedModel, samples: SampleSet) -> Work:
-    """The work that these samples are, padding left out."""
-    model, encoder = loaded.model, loaded.encoder
-    vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name or "projector" in name)
-    head, embedding = (
-        sum(p.numel() for p in module.parameters())
-        for module in (model.get_output_embeddings(), model.get_input_embeddings())
-    )
-    language = sum(p.numel() for p in model.parameters()) - vision - head - embedding
-    texts = [encoder.encode_text(sample) for sample in samples]
-    num_tokens = sum(len(ids) for ids, _ in texts)
-    num_answer_tokens = sum(int((labels >= 0).sum()) for _, labels in texts)
-    num_patches = sum(sample.image is not None for sample in samples) * (encoder.num_image_tokens or 0)
-    operations = 2.0 * (vision * num_patches + language * num_tokens + head * num_answer_tokens)
-    return Work(len(samples), num_answer_tokens, operations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +258,8 @@ def row(title: str, seconds: float, work: Work, peak: float) -> dict[str, Any]:
     }
 
 
-def show(rows: list[dict[str, Any]], peak_name: str) -> None:
-    """Print both tables."""
+def show_runs(rows: list[dict[str, Any]], peak_name: str) -> None:
+    """Print the tables of parts and of whole runs."""
     parts = Table(title="Seconds of each part")
     parts.add_column("part")
     timed = [row for row in rows if "parts" in row]
@@ -271,15 +268,28 @@ def show(rows: list[dict[str, Any]], peak_name: str) -> None:
     for name in timed[0]["parts"]:
         cells = [f"{each['parts'][name]:.2f} ({each['parts'][name] / each['seconds']:.0%})" for each in timed]
         parts.add_row(name, *cells)
-    whole = Table(title=f"Runs; share of the peak of {peak_name}")
-    for name in ("run", "seconds", "samples/s", "answer positions/s", "share of peak"):
-        whole.add_column(name, justify="left" if name == "run" else "right")
-    for each in rows:
-        figures = [each["seconds"], each["samples_per_s"], each["answer_positions_per_s"]]
-        whole.add_row(each["run"], *(f"{figure:,.1f}" for figure in figures), f"{each['share_of_peak']:.1%}")
     console = Console()
     console.print(parts)
-    console.print(whole)
+    console.print(table_of(rows, f"Runs; share of the peak of {peak_name}"))
+
+
+def show_backends(rows: list[dict[str, Any]], peak_name: str) -> None:
+    """Print the table of backends."""
+    absent = "" if HAS_VLLM else ". vLLM is not installed: its rows are left out"
+    table = table_of(rows, f"Backends, scoring ready samples; share of the peak of {peak_name}{absent}", tuple(RATIOS))
+    Console().print(table)
+
+
+def table_of(rows: list[dict[str, Any]], title: str, ratios: Sequence[str] = ()) -> Table:
+    """One line per row; of ratios the median and the range."""
+    table = Table(title=title)
+    for name in ("run", "seconds", "samples/s", "positions/s", "of peak", *ratios):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for each in rows:
+        figures = [each["seconds"], each["samples_per_s"], each["answer_positions_per_s"]]
+        spreads = ["{1:.2f} ({0:.2f}-{2:.2f})".format(*each[name]) if each[name] else "" for name in ratios]
+        table.add_row(each["run"], *(f"{figure:,.1f}" for figure in figures), f"{each['share_of_peak']:.1%}", *spreads)
+    return table
 
 
 if __name__ == "__main__":

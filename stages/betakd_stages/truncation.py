@@ -104,7 +104,7 @@ def _reaching(
     """Which of the entries `[N, K]` to keep: the smallest set that holds `top_p` of the mass, and the gold entry."""
     if top_p is None:
         return torch.ones_like(ids, dtype=torch.bool)
-    lse = torch.logsumexp(relative / temperature, dim=1, keepdim=True)
+    lse = (relative / temperature).exp_().sum(dim=1, keepdim=True).log()  # no overflow: the largest is 0
     probabilities = torch.exp(values / temperature - lse)
     mass_before = probabilities.cumsum(dim=1) - probabilities
     return (mass_before < top_p) | (ids == gold_ids.unsqueeze(1))
@@ -117,14 +117,19 @@ def _compact(ids: Tensor, values: Tensor, kept: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _tail_columns(tail: Tensor, temperatures: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Logsumexp and mean energy `[N, M]` of logits `[N, V]` that are -inf outside the tail."""
-    energies = -tail.masked_fill(torch.isneginf(tail), 0.0)
+    """Logsumexp and mean energy `[N, M]` of logits `[N, V]` that are -inf outside the tail, which it overwrites.
+
+    Few passes over `[N, V]`, because on a CPU they are what a token costs.
+    """
+    largest = tail.amax(dim=1, keepdim=True)
+    is_empty = torch.isneginf(largest)
+    shifted = tail - largest.masked_fill(is_empty, 0.0)
+    logits = tail.masked_fill_(torch.isneginf(tail), 0.0)
     tail_lse, tail_energy = [], []
     for temperature in temperatures:
-        scaled = tail / temperature
-        lse = torch.logsumexp(scaled, dim=1)
-        # An empty tail has lse -inf; +inf in its place makes its probabilities 0 rather than NaN.
-        safe = lse.masked_fill(torch.isneginf(lse), torch.inf).unsqueeze(1)
-        tail_lse.append(lse)
-        tail_energy.append((scaled.sub_(safe).exp_() * energies).sum(dim=1))
+        weights = (shifted / temperature).exp_()
+        total = weights.sum(dim=1)
+        tail_lse.append(largest[:, 0] / temperature + total.log())
+        energy = -weights.mul_(logits).sum(dim=1) / total
+        tail_energy.append(energy.masked_fill(is_empty[:, 0], 0.0))
     return torch.stack(tail_lse, dim=1), torch.stack(tail_energy, dim=1)

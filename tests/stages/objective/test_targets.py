@@ -9,7 +9,7 @@ from tests.stages.objective import oracles
 from tests.stages.objective.batches import VOCABULARY, Batch, kept_ids
 
 from betakd_stages.errors import MismatchError
-from betakd_stages.targets import TeacherTargets
+from betakd_stages.targets import DEVICE_CHUNK_ELEMENTS, TeacherTargets
 
 GRID = (2.0, 0.5, 1.0, 4.0)
 KEEPING: list[dict[str, Any]] = [
@@ -88,7 +88,7 @@ def test_padding_stands_behind_the_kept_entries_and_holds_no_number(batch: Batch
 
 def test_rows_in_chunks_give_the_same_targets(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = batch.targets(GRID, top_p=0.8)
-    monkeypatch.setattr("betakd_stages.targets.CHUNK_ELEMENTS", 2 * VOCABULARY)
+    monkeypatch.setitem(DEVICE_CHUNK_ELEMENTS, "cpu", 2 * VOCABULARY)
     chunked = batch.targets(GRID, top_p=0.8)
     for name in ("ids", "kept", "logits", "gold_logit", "tail_lse", "tail_energy", "logit_mean"):
         assert torch.equal(getattr(whole, name), getattr(chunked, name)), name

@@ -27,7 +27,11 @@ def save_qwen2_5_vl(folder: Path) -> Path:
     return FAMILIES["qwen2_5_vl"].save(folder, seed=1, width=WIDTH, num_rows=NUM_ROWS)
 
 
-@pytest.mark.parametrize("save", [save_llava_qwen, save_qwen2_5_vl])
+def save_qwen3_vl(folder: Path) -> Path:
+    return FAMILIES["qwen3_vl"].save(folder, seed=1, width=WIDTH, num_rows=NUM_ROWS)
+
+
+@pytest.mark.parametrize("save", [save_llava_qwen, save_qwen2_5_vl, save_qwen3_vl])
 def test_vllm_and_transformers_give_the_same_cache(tmp_path: Path, save: Callable[[Path], Path]) -> None:
     teacher = save(tmp_path / "teacher")
     data = f"llava:{write_data(tmp_path)}?images={tmp_path / 'photos'}"

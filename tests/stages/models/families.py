@@ -135,7 +135,8 @@ def _qwen2_5_vl(tokenizer: PreTrainedTokenizerFast, width: int, num_rows: int) -
 
 
 def _qwen3_vl(tokenizer: PreTrainedTokenizerFast, width: int, num_rows: int) -> Qwen3VLConfig:
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [width // 8, width // 16, width // 16]}
+    sections = [width // 8, width // 16, width // 16]
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": True}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4}
     return Qwen3VLConfig(
         text_config=language(width, num_rows, rope_parameters=rope, head_dim=width // 2),

@@ -26,8 +26,8 @@ def open_vllm_teacher(settings: CacheTeacherSettings, token_rule: TokenRule) -> 
     family = encoder.config.model_type
     if family not in COMPARED:
         logging.getLogger(__name__).warning(
-            "a teacher of model type %r in vLLM was never compared with transformers (%s were): write a few samples with "
-            "either backend (--limit 32) and compare them (cache diff) before the whole set",
+            "a teacher of model type %r in vLLM was never compared with transformers (%s were): write a few samples "
+            "with either backend (--limit 32) and compare them (cache diff) before the whole set",
             family,
             ", ".join(COMPARED),
         )

@@ -66,7 +66,9 @@ class VllmTeacher(ABC):
     def identity(self) -> dict[str, Any]:
         """What the cache must remember: the teacher's weights and how they were run, and its encoder's identity."""
         configs = (self.encoder.config, self.encoder.config.get_text_config())
-        quantisation = next((found for one in configs if (found := getattr(one, "quantization_config", None))), {})
+        quantisation: dict[str, Any] = next(
+            (found for one in configs if (found := getattr(one, "quantization_config", None))), {}
+        )
         teacher = {
             "model_type": self.encoder.config.model_type,
             "weights_sha256": weights_sha256(self._folder),

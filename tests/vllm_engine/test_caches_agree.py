@@ -52,3 +52,10 @@ def test_two_workers_with_an_engine_each_write_the_same_cache(engine_world: Engi
     arguments = [*engine_world.arguments(out), "--backend", "vllm", "--workers", "2"]
     assert command("cache-teacher", *arguments, "--set", "vllm.gpu_memory_utilization=0.3") == 0
     assert_same_caches(one_pass, out, tolerance=1e-5)
+
+
+def test_two_processes_that_share_a_teacher_write_the_same_cache(engine_world: EngineWorld, one_pass: Path) -> None:
+    out = engine_world.folder / "tensor-parallel"
+    arguments = [*engine_world.arguments(out), "--backend", "vllm", "--set", "vllm.tensor_parallel_size=2"]
+    assert command("cache-teacher", *arguments) == 0
+    assert_same_caches(one_pass, out)

@@ -35,7 +35,7 @@ from betakd_stages.teachers.opening import open_hf_teacher, token_rule
 PLAIN = "vLLM: plain prefill"
 PROMPT_LOGPROBS = (20, 64)
 """K of the stable interface: the limit that vLLM has unless told otherwise, and this project's default."""
-RATIOS = {"seconds / plain": "seconds", "processor / plain": "processor_seconds"}
+RATIOS = {"wall / plain": "seconds", "CPU / plain": "processor_seconds"}
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
 
@@ -127,7 +127,7 @@ def _prompt_log_probabilities(settings: CacheTeacherSettings, stack: contextlib.
         teacher.token_rule = rule
         _require_all(teacher, encoded)
 
-    yield Contestant("without extension: plain", lambda encoded: _prefill(teacher, encoded))
+    yield Contestant("no extension: plain", lambda encoded: _prefill(teacher, encoded))
     for rule in rules:
         title = f"prompt logprobs, K = {rule.top_k}"
         yield Contestant(title, lambda encoded, rule=rule: score(rule, encoded))  # type: ignore[misc]

@@ -59,7 +59,7 @@ def device_peak(device: str, given_tflops: float | None) -> tuple[str, float]:
         return f"{name}, {known:g} TFLOPS dense bfloat16", known * 1e12
     matrix = torch.randn(1024, 1024)
     seconds = []
-    for _ in range(10):
+    for _ in range(30):
         start_s = time.perf_counter()
         matrix @ matrix
         seconds.append(time.perf_counter() - start_s)

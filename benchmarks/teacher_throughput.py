@@ -274,21 +274,25 @@ def show_runs(rows: list[dict[str, Any]], peak_name: str) -> None:
 
 
 def show_backends(rows: list[dict[str, Any]], peak_name: str) -> None:
-    """Print the table of backends."""
-    absent = "" if HAS_VLLM else ". vLLM is not installed: its rows are left out"
-    table = table_of(rows, f"Backends, scoring ready samples; share of the peak of {peak_name}{absent}", tuple(RATIOS))
+    """Print the table of backends: of ratios the median and the range."""
+    absent = "" if HAS_VLLM else "; vLLM is not installed: its rows are left out"
+    table = Table(title=f"Backends, scoring ready samples{absent}", caption=f"share of the peak of {peak_name}")
+    for name in ("run", "positions/s", "of peak", *RATIOS):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for each in rows:
+        spreads = ["{1:.2f} ({0:.2f}-{2:.2f})".format(*each[name]) if each[name] else "" for name in RATIOS]
+        table.add_row(each["run"], f"{each['answer_positions_per_s']:,.1f}", f"{each['share_of_peak']:.1%}", *spreads)
     Console().print(table)
 
 
-def table_of(rows: list[dict[str, Any]], title: str, ratios: Sequence[str] = ()) -> Table:
-    """One line per row; of ratios the median and the range."""
+def table_of(rows: list[dict[str, Any]], title: str) -> Table:
+    """One line per row."""
     table = Table(title=title)
-    for name in ("run", "seconds", "samples/s", "positions/s", "of peak", *ratios):
+    for name in ("run", "seconds", "samples/s", "answer positions/s", "share of peak"):
         table.add_column(name, justify="left" if name == "run" else "right")
     for each in rows:
         figures = [each["seconds"], each["samples_per_s"], each["answer_positions_per_s"]]
-        spreads = ["{1:.2f} ({0:.2f}-{2:.2f})".format(*each[name]) if each[name] else "" for name in ratios]
-        table.add_row(each["run"], *(f"{figure:,.1f}" for figure in figures), f"{each['share_of_peak']:.1%}", *spreads)
+        table.add_row(each["run"], *(f"{figure:,.1f}" for figure in figures), f"{each['share_of_peak']:.1%}")
     return table
 
 

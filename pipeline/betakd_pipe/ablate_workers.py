@@ -91,6 +91,8 @@ def describe(error: BaseException) -> str:
 def _start_worker(num_threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read by torch when a run first imports it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    # At once: a run that were left to stop after a checkpoint would leave the worker to begin the next run.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -30,7 +30,7 @@ app.add_typer(cache_app, name="cache")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code of one call: 0, 1 (failed), 2 (something the user can mend) or 130 (interrupted).
+    """Exit code of one call: 0, 1 (failed), 2 (something the user can mend), 130 (Ctrl-C) or 143 (SIGTERM).
 
     Every error is printed as `betakd-pipe: ...` on stderr, without a traceback unless --debug is given.
     """
@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = fault(error, debug)
         for line in message.splitlines():
             print(f"betakd-pipe: {line}", file=sys.stderr)
-    if code == EXIT_INTERRUPTED:
-        print("betakd-pipe: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
+    else:
+        if code == EXIT_INTERRUPTED:
+            print("betakd-pipe: interrupted; the same command again goes on from the last checkpoint", file=sys.stderr)
     return int(code)
 
 
@@ -69,7 +70,10 @@ def fault(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit code and message of an error: the user's to mend, or a bug."""
     from betakd_cache import CacheError
     from betakd_stages.errors import UserError
+    from betakd_stages.interruption import Interrupted
 
+    if isinstance(error, Interrupted):
+        return error.exit_code, str(error)
     if isinstance(error, typer.TyperException):
         return EXIT_USER_ERROR, f"{error.format_message()} (betakd-pipe COMMAND --help shows the options)"
     if isinstance(error, UserError | CacheError):

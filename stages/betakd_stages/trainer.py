@@ -3,16 +3,19 @@
 import itertools
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from betakd_stages.distiller import Distiller, load_weights, save_weights, to_cpu, trained_parameters
 from betakd_stages.errors import ConfigError
+from betakd_stages.interruption import StopRequest
 from betakd_stages.objective import require_finite
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_COMPLETE = "complete"
 OBJECTIVE_FILE = "objective.safetensors"
 STUDENT_FILE = "student.safetensors"
+FIGURES_FILE = "figures.safetensors"
+TRAINER_STATE_FILE = "trainer_state.json"
 
 
 class DistillationTrainer(Trainer):
@@ -38,6 +43,16 @@ class DistillationTrainer(Trainer):
         self.settings = settings
         self.figures: list[dict[str, Tensor]] = []
         self.remove_callback(PrinterCallback)
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the last step, from a checkpoint if there is one."""
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_FILE))
+            if state.global_step == state.max_steps:  # from here the Trainer would go one step too far
+                self._load_from_checkpoint(str(checkpoint))
+                self.state = state
+                return
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """What the step's summed objective is divided by, over all accumulated batches and all processes."""
@@ -126,22 +141,37 @@ class DistillationTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.distiller.student, folder / STUDENT_FILE)
         save_weights(self.distiller.objective, folder / OBJECTIVE_FILE)
+        # Those of the steps since the last row of metrics: the next row does not show that there was a checkpoint.
+        figures = {
+            f"{index} {name}": value for index, batch in enumerate(self.figures) for name, value in batch.items()
+        }
+        save_file(figures, folder / FIGURES_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_weights(self.distiller.student, folder / STUDENT_FILE)
         load_weights(self.distiller.objective, folder / OBJECTIVE_FILE)
+        figures: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(folder / FIGURES_FILE).items():
+            index, name = key.split()
+            figures.setdefault(int(index), {})[name] = value
+        self.figures = [figures[index] for index in sorted(figures)]
 
 
 class RunCallback(TrainerCallback):
-    """After each step: advance the objective, write metrics, show progress, ask for checkpoints."""
+    """After each step: advance the objective, write metrics, show progress, ask for checkpoints, stop if asked to."""
 
-    def __init__(self, trainer: DistillationTrainer, log: TrainingLog, progress: Progress) -> None:
+    def __init__(
+        self, trainer: DistillationTrainer, log: TrainingLog, progress: Progress, request: StopRequest
+    ) -> None:
         self._trainer = trainer
         self._log = log
         self._progress = progress
+        self._request = request
         self._first_row: dict[str, float | None] = {}
         self._warned: set[str] = set()
+        self.stopped_by: signal.Signals | None = None
+        """The signal that ended the training after a step, with a checkpoint."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -154,9 +184,7 @@ class RunCallback(TrainerCallback):
         training = self._trainer.settings.training
         step, last = state.global_step, state.global_step == state.max_steps
         self._trainer.distiller.objective.advance(step / state.max_steps)
-        # A row at every checkpoint too: a resumed run then starts a window where the uninterrupted one does.
-        at_checkpoint = step % training.checkpoint_every_steps == 0
-        if step % training.log_every_steps == 0 or at_checkpoint or last:
+        if step % training.log_every_steps == 0 or last:
             row = summarise(self._trainer.figures, self._trainer.distiller.objective.channels)
             row["learning_rate"] = self._trainer._get_learning_rate()
             self._trainer.figures.clear()
@@ -164,7 +192,10 @@ class RunCallback(TrainerCallback):
             self._warn_of_collapse(step, row)
             self._progress.advance(0, objective=f"{row['objective']:.4f}")
         self._progress.advance(1)
-        control.should_save = at_checkpoint and not last
+        self.stopped_by = self._request.signal
+        stop = self.stopped_by is not None
+        control.should_save = stop or (step % training.checkpoint_every_steps == 0 and not last)
+        control.should_training_stop = stop or control.should_training_stop
         return control
 
     def _warn_of_collapse(self, step: int, row: dict[str, float | None]) -> None:

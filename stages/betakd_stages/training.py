@@ -7,6 +7,8 @@ model/ at the end. `model/` is renamed into place last: a run is finished when i
 import json
 import math
 import shutil
+import signal
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from betakd_stages.evaluation.generation import greedy_answers
 from betakd_stages.evaluation.metrics import percent
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.files import write_atomically
+from betakd_stages.interruption import Interrupted, StopRequest, stop_requests
 from betakd_stages.matching import MatchedSamples, match_cache
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
 from betakd_stages.models.parts import freeze
@@ -49,7 +52,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     """Train the student and save it to `out`/model; a finished run is left as it is.
 
     Raises MismatchError, DataError, ModelError, ConfigError or CacheError before anything is written to `out` where
-    the inputs do not belong together.
+    the inputs do not belong together, and Interrupted where SIGTERM or Ctrl-C stopped it, after a checkpoint.
     """
     if (out / MODEL_FOLDER).is_dir():
         result = json.loads((out / RESULT).read_text(encoding="utf-8"))
@@ -141,13 +144,26 @@ def _train(
         train_dataset=dataset,
         data_collator=make_collator(student.encoder, cache, indices),
     )
-    trainer.add_callback(RunCallback(trainer, TrainingLog(out, resumed_step), progress))
     progress.start("student", total=_num_steps(settings, len(dataset)), done=resumed_step)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _run(trainer, TrainingLog(out, resumed_step), progress, checkpoint)
     finally:
         progress.finish()
     return trainer.state.global_step
+
+
+def _run(trainer: DistillationTrainer, log: TrainingLog, progress: Progress, checkpoint: Path | None) -> None:
+    """Train to the last step, or until a signal; raises Interrupted then."""
+    # Of several processes each would stop after a step of its own, and the others wait for it.
+    alone = trainer.args.world_size == 1
+    with stop_requests() if alone else nullcontext(StopRequest()) as request:
+        callback = RunCallback(trainer, log, progress, request)
+        trainer.add_callback(callback)
+        trainer.train_from(checkpoint)
+    if callback.stopped_by is not None:
+        raise Interrupted(callback.stopped_by, trainer.state.global_step, trainer.state.max_steps)
+    if request.signal is not None:  # it came after the last step
+        signal.raise_signal(request.signal)
 
 
 def _training_arguments(settings: DistillSettings, out: Path) -> TrainingArguments:

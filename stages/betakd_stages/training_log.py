@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from betakd_stages.files import write_atomically
+
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 QUANTILES = (0.1, 0.5, 0.9)
@@ -104,7 +106,7 @@ class TrainingLog:
             path = folder / name
             rows = read_rows(path) if path.is_file() else []
             kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= resumed_step]
-            path.write_text("".join(kept), encoding="utf-8")
+            write_atomically(path, "".join(kept))
         self._started = time.perf_counter()
         self._step = resumed_step
 

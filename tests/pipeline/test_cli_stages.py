@@ -1,6 +1,7 @@
 """The command with the real stages: the few things that no stand-in can show."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,9 @@ def labels_only(student: Path, out: Path, num_steps: int) -> list[str]:
     return ["distill", *flags, *(part for assignment in assignments for part in ("--set", assignment))]
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on_and_the_run_does_go_on(student: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_130_after_a_checkpoint_and_says_how_to_go_on_and_the_run_does_go_on(
+    student: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
         [str(COMMAND), *labels_only(student, out, 60)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -44,15 +47,21 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on_and_the_run_does_go_on(stude
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr.splitlines()[-1] == (
-        "betakd-pipe: interrupted; the same command again goes on from the last checkpoint"
+    message = re.fullmatch(
+        r"betakd-pipe: stopped by SIGINT after step (\d+) of 60, which a checkpoint holds; "
+        "the same command again goes on from there",
+        stderr.splitlines()[-1],
     )
+    assert message
+    step = message[1]
+    assert (out / "checkpoints" / f"checkpoint-{step}" / CHECKPOINT_COMPLETE).is_file()
     assert "Traceback" not in stderr
+    assert "Traceback" not in (out / "log.txt").read_text(encoding="utf-8")
     assert not (out / "model").exists()
 
     again = subprocess.run([str(COMMAND), *labels_only(student, out, 60)], capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
-    assert "student: 0/60" not in again.stderr
+    assert f"student: {step}/60" in again.stderr
     assert (out / "model" / "config.json").is_file()
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "the student learned from the labels alone" in card

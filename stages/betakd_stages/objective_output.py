@@ -56,12 +56,24 @@ class ObjectiveOutput:
         return (values * mask).sum(dim=0) / mask.sum(dim=0).clamp(min=1)
 
 
-def require_finite(output: ObjectiveOutput, sample_names: Sequence[str]) -> None:
-    """Raises MismatchError naming the samples whose objective is not finite. Synchronises with the device."""
+def require_finite(output: ObjectiveOutput, sample_names: Sequence[str], channels: Sequence[str]) -> None:
+    """Raises MismatchError naming the samples whose objective is not finite, and the terms that are not finite there.
+
+    Synchronises with the device.
+    """
     bad = (~torch.isfinite(output.objective)).nonzero().flatten().tolist()
     if bad:
         names = ", ".join(sample_names[index] for index in bad[:8])
         raise MismatchError(
-            f"the objective is not finite for {len(bad)} of {len(sample_names)} samples ({names}): "
-            f"verify the cache, or lower the learning rate"
+            f"the objective is not finite for {len(bad)} of {len(sample_names)} samples ({names}), "
+            f"because of {', '.join(_terms_not_finite(output, bad, channels)) or 'their sum'}: "
+            "verify the cache, or lower the learning rate"
         )
+
+
+def _terms_not_finite(output: ObjectiveOutput, samples: Sequence[int], channels: Sequence[str]) -> list[str]:
+    """The terms of these samples of which at least one is not finite, as metrics.jsonl calls them."""
+    terms = {"cross_entropy": output.cross_entropy, "cross_entropy_weight": output.cross_entropy_weights}
+    for index, channel in enumerate(channels):
+        terms |= {f"energy/{channel}": output.energies[:, index], f"beta/{channel}": output.betas[:, index]}
+    return [name for name, values in terms.items() if not bool(torch.isfinite(values[samples]).all())]

@@ -72,9 +72,9 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The batch's part of the step's mean objective. Raises MismatchError naming samples where it is not finite."""
+        """The batch's part of the step's mean objective. Raises MismatchError naming samples and terms not finite."""
         output = model(inputs)
-        require_finite(output, inputs["sample_ids"])
+        require_finite(output, inputs["sample_ids"], self.distiller.objective.channels)
         self.figures.append(to_cpu(output))
         assert num_items_in_batch is not None
         # Data-parallel wrappers average gradients over processes; the count is already over all of them.

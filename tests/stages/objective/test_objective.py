@@ -1,5 +1,6 @@
 """The whole objective: reduction, accumulation, gradients, presence, and the errors a user can cause."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -245,12 +246,26 @@ def test_optimizer_groups_hold_every_parameter_once(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_an_objective_that_is_not_finite_is_an_error_naming_the_samples(scene: Scene, value: float) -> None:
-    output = scene.run(scene.build())
-    require_finite(output, ["a", "b", "c"])
-    bad = replace(output, objective=torch.tensor([1.0, value, 2.0]))
-    with pytest.raises(MismatchError, match=r"not finite for 1 of 3 samples \(b\): verify the cache"):
-        require_finite(bad, ["a", "b", "c"])
+def test_an_objective_that_is_not_finite_is_an_error_naming_the_samples_and_the_terms(
+    scene: Scene, value: float
+) -> None:
+    objective = scene.build()
+    output = scene.run(objective)
+    require_finite(output, ["a", "b", "c"], objective.channels)
+    sick = replace(output, objective=torch.tensor([1.0, value, 2.0]))
+    last = objective.channels[-1]
+    energies, betas, weights = output.energies.clone(), output.betas.clone(), output.cross_entropy_weights.clone()
+    energies[1, -1], betas[1, -1], weights[1] = value, value, value
+    energies[0, 0] = value  # of a sample whose objective is finite: not to blame
+    for changes, terms in (
+        ({}, "their sum"),
+        ({"cross_entropy": torch.tensor([1.0, value, 1.0])}, "cross_entropy"),
+        ({"energies": energies}, f"energy/{last}"),
+        ({"betas": betas, "cross_entropy_weights": weights}, f"cross_entropy_weight, beta/{last}"),
+    ):
+        expected = f"not finite for 1 of 3 samples (b), because of {terms}: verify the cache"
+        with pytest.raises(MismatchError, match=re.escape(expected)):
+            require_finite(replace(sick, **changes), ["a", "b", "c"], objective.channels)
 
 
 def test_an_energy_may_stand_alone_without_the_labels(scene: Scene) -> None:

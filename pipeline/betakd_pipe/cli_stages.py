@@ -98,6 +98,7 @@ def cache_teacher(
         "betakd-pipe distill --config recipe.yaml --out run --weighting fixed --set weighting.options.beta=3",
         "betakd-pipe distill --config recipe.yaml --out run --energy ce  (labels only)",
         "betakd-pipe distill --config recipe.yaml --out run --targets generated  (the teacher's own answers)",
+        "betakd-pipe distill --config recipe.yaml --out run --adapter lora --set adapter.rank=8",
         "betakd-pipe distill --config recipe.yaml --out run --cache s3://bucket/cache --staging /scratch/shards",
     )
 )
@@ -109,6 +110,7 @@ def distill(
     energy: Annotated[list[str] | None, typer.Option(help="An energy by name; repeat for several; ce: none.")] = None,
     feature: Annotated[list[str] | None, typer.Option(help="vision or prompt; repeat for both.")] = None,
     weighting: Annotated[str | None, typer.Option(help="fixed, task or instance.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="none, lora or dora: adapters train, not the model.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     cross_entropy_weight: Annotated[float | None, typer.Option(help="Weight of the labels.")] = None,
     targets: Annotated[
@@ -134,7 +136,7 @@ def distill(
     flags["objective.energies"] = _energies(energy)
     flags["objective.features"] = feature
     flags["objective.cross_entropy_weight"] = cross_entropy_weight
-    flags["weighting.name"] = weighting
+    flags |= {"weighting.name": weighting, "adapter.kind": adapter}
     flags |= {"targets": targets, "on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
     settings = load_settings(DistillSettings, config, flags, set_ or ())
     if stage_runs.distillation_is_finished(settings, out):

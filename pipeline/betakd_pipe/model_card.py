@@ -22,7 +22,7 @@ image_processor = AutoImageProcessor.from_pretrained("model", backend="pil")"""
 def write_card(folder: Path, settings: DistillSettings, metrics: Mapping[str, float]) -> None:
     """Write `folder`/README.md."""
     recipe = settings.model_dump(
-        mode="json", include={"targets", "objective", "weighting", "training", "control", "seed"}
+        mode="json", include={"targets", "objective", "weighting", "training", "adapter", "control", "seed"}
     )
     environment = read_environment(folder)
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())

@@ -66,6 +66,23 @@ def save_weights(module: nn.Module, path: Path) -> None:
     save_file({name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}, path)
 
 
+def save_trained(module: nn.Module, path: Path) -> None:
+    """Write what training changes, parameters with a gradient and buffers; the rest stays where it was read from."""
+    save_file({name: value.detach().cpu().clone().contiguous() for name, value in _changing(module).items()}, path)
+
+
+def load_trained(module: nn.Module, path: Path) -> None:
+    """Restore what `save_trained` wrote. Raises RuntimeError where something that trains is not there."""
+    changing = _changing(module)
+    frozen = {name: value for name, value in module.state_dict().items() if name not in changing}
+    module.load_state_dict({**frozen, **load_file(path)})
+
+
+def _changing(module: nn.Module) -> dict[str, torch.Tensor]:
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if value.requires_grad or not isinstance(value, nn.Parameter)}
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
     """Restore what `save_weights` wrote."""
     module.load_state_dict(load_file(path))

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from betakd_stages.feature_layouts import parse_feature
 from betakd_stages.settings_base import Settings
+from betakd_stages.student_settings import AdapterSettings
 from betakd_stages.teacher_settings import GenerationSettings, VllmSettings
 
 MAX_LENGTH = "tokens of a sample at most, a longer one is refused, never cut; default: the model's context"
@@ -130,6 +131,7 @@ class DistillSettings(Settings):
     objective: ObjectiveSettings = ObjectiveSettings(energies=(EnergySettings(name="fkl"),))
     weighting: WeightingSettings = WeightingSettings()
     training: TrainingSettings = TrainingSettings()
+    adapter: AdapterSettings = AdapterSettings()
     control: ControlSettings = ControlSettings()
 
     @model_validator(mode="after")

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from betakd_stages.distiller import Distiller, load_weights, save_weights, to_cpu, trained_parameters
+from betakd_stages.distiller import (
+    Distiller,
+    load_trained,
+    load_weights,
+    save_trained,
+    save_weights,
+    to_cpu,
+    trained_parameters,
+)
 from betakd_stages.errors import ConfigError
 from betakd_stages.interruption import StopRequest
 from betakd_stages.objective import require_finite
@@ -139,7 +147,7 @@ class DistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir else self._checkpoints()
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.distiller.student, folder / STUDENT_FILE)
+        save_trained(self.distiller.student, folder / STUDENT_FILE)
         save_weights(self.distiller.objective, folder / OBJECTIVE_FILE)
         # Those of the steps since the last row of metrics: the next row does not show that there was a checkpoint.
         figures = {
@@ -149,7 +157,7 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_weights(self.distiller.student, folder / STUDENT_FILE)
+        load_trained(self.distiller.student, folder / STUDENT_FILE)
         load_weights(self.distiller.objective, folder / OBJECTIVE_FILE)
         figures: dict[int, dict[str, Tensor]] = {}
         for key, value in load_file(folder / FIGURES_FILE).items():

@@ -1,7 +1,8 @@
 """Stage two: a student learns from a cache alone. Interrupted, the same call resumes from the last checkpoint.
 
-The run folder gets metrics.jsonl, timings.jsonl, checkpoints/ while it trains; weighting.safetensors, result.json and
-model/ at the end. `model/` is renamed into place last: a run is finished when it exists.
+The run folder gets metrics.jsonl, timings.jsonl, checkpoints/ while it trains; weighting.safetensors, result.json,
+adapter/ where there is one, and model/ at the end. `model/` is renamed into place last: a run is finished when it
+exists.
 """
 
 import json
@@ -27,6 +28,7 @@ from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.files import write_atomically
 from betakd_stages.interruption import Interrupted, StopRequest, stop_requests
 from betakd_stages.matching import MatchedSamples, match_cache
+from betakd_stages.models.adapters import add_adapter, merge_adapter, save_adapter
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
 from betakd_stages.models.parts import freeze
 from betakd_stages.objective import Objective, build_objective
@@ -36,6 +38,7 @@ from betakd_stages.trainer import DistillationTrainer, RunCallback, last_checkpo
 from betakd_stages.training_log import METRICS, TrainingLog, read_rows
 
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 RESULT = "result.json"
 
 
@@ -79,6 +82,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
         train_vision_tower=settings.training.train_vision_tower,
         train_projector=settings.training.train_projector,
     )
+    add_adapter(student.model, settings.adapter)
     objective = _build_objective(settings, student, cache.manifest if cache else None)
     distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
     steps = _train(settings, distiller, student, cache, matched, out, progress)
@@ -86,7 +90,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     metrics["num_dropped"] = matched.num_dropped
     if settings.validation:
         metrics["validation_accuracy"] = _validation_accuracy(student, settings.validation)
-    _finish(out, student, objective, steps, metrics)
+    _finish(settings, out, student, objective, steps, metrics)
     return DistillSummary(steps, metrics, already_finished=False)
 
 
@@ -209,9 +213,20 @@ def _validation_accuracy(student: LoadedModel, specification: str) -> float:
     return percent([exact_match(a, s.turns[0].answer) for a, s in zip(answers, samples, strict=True)])
 
 
-def _finish(out: Path, student: LoadedModel, objective: Objective, steps: int, metrics: dict[str, float]) -> None:
+def _finish(
+    settings: DistillSettings,
+    out: Path,
+    student: LoadedModel,
+    objective: Objective,
+    steps: int,
+    metrics: dict[str, float],
+) -> None:
     temporary = out / f".tmp-{MODEL_FOLDER}"
     shutil.rmtree(temporary, ignore_errors=True)
+    if settings.adapter.kind != "none":
+        shutil.rmtree(out / ADAPTER_FOLDER, ignore_errors=True)
+        save_adapter(student.model, student.folder, out / ADAPTER_FOLDER)
+        merge_adapter(student.model)
     student.model.save_pretrained(temporary)
     student.encoder.save(temporary)
     save_weights(objective, out / "weighting.safetensors")

@@ -1,0 +1,27 @@
+"""Groups of settings of stage two: what trains of a student's language model."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from betakd_stages.settings_base import Settings
+
+
+class AdapterSettings(Settings):
+    """Low-rank adapters that train in place of the language model's own weights."""
+
+    kind: Literal["none", "lora", "dora"] = Field(
+        default="none", description="none: the language model itself trains; lora and dora need the package peft"
+    )
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32, gt=0, description="an adapter's product is scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of an adapter's input, in training")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear", description="linear layers of the language model: all, or a list such as [q_proj, v_proj]"
+    )
+
+    @model_validator(mode="after")
+    def _some_target(self) -> "AdapterSettings":
+        if not self.targets:
+            raise ValueError("targets is empty: name linear layers of the language model, or leave targets out for all")
+        return self

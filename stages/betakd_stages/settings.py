@@ -77,6 +77,8 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=8, gt=0, description="samples per step and process")
     accumulation: int = Field(default=1, gt=0, description="batches per optimizer step")
     learning_rate: float = Field(default=4e-5, gt=0)
+    projector_learning_rate: float | None = Field(default=None, gt=0, description="default: learning_rate")
+    optimizer: str = Field(default="adamw_torch_fused", description="a name of transformers', e.g. paged_adamw_8bit")
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
@@ -92,6 +94,12 @@ class TrainingSettings(Settings):
     def _one_length(self) -> "TrainingSettings":
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs are both given: keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rate_of_what_trains(self) -> "TrainingSettings":
+        if self.projector_learning_rate is not None and not self.train_projector:
+            raise ValueError("projector_learning_rate is given, but train_projector is false: leave one of them out")
         return self
 
 

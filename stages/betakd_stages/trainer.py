@@ -25,6 +25,7 @@ from betakd_stages.distiller import (
 from betakd_stages.errors import ConfigError
 from betakd_stages.interruption import StopRequest
 from betakd_stages.objective import require_finite
+from betakd_stages.optimizers import optimizer_class_and_options, student_groups
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
 from betakd_stages.training_log import TrainingLog, collapsing, summarise
@@ -113,20 +114,16 @@ class DistillationTrainer(Trainer):
                 self.distiller(self._prepare_inputs(batch))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The student's groups (weight decay on matrices only) and the objective's own."""
+        """The named optimizer, over the student's groups and the objective's own."""
         if self.optimizer is None:
             training, weighting = self.settings.training, self.settings.weighting
-            parameters = trained_parameters(self.distiller.student)
-            decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-            plain = [parameter for parameter in parameters if parameter.ndim <= 1]
             groups = [
-                {"params": decayed, "weight_decay": training.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
+                *student_groups(self.distiller.student, training),
                 *self.distiller.objective.parameter_groups(
                     weighting_lr=weighting.learning_rate, lr=training.learning_rate, weight_decay=training.weight_decay
                 ),
             ]
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
+            optimizer_class, options = optimizer_class_and_options(self.args)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 

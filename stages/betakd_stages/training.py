@@ -32,6 +32,7 @@ from betakd_stages.models.adapters import add_adapter, merge_adapter, save_adapt
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
 from betakd_stages.models.parts import freeze
 from betakd_stages.objective import Objective, build_objective
+from betakd_stages.optimizers import optimizer_class_and_options, optimizer_name, student_groups
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
 from betakd_stages.trainer import DistillationTrainer, RunCallback, last_checkpoint
@@ -138,13 +139,16 @@ def _train(
     dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256 if cache else None, matched.answers)
     for index in range(min(len(dataset), 2 * settings.training.batch_size)):
         dataset[index]  # an unreadable or foreign image shows before anything is written
+    arguments = _training_arguments(settings, out)
+    optimizer_class_and_options(arguments)  # and so does an optimizer that cannot be had
+    student_groups(student.model, settings.training)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
     resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     trainer = DistillationTrainer(
         distiller,
         settings,
-        args=_training_arguments(settings, out),
+        args=arguments,
         train_dataset=dataset,
         data_collator=make_collator(student.encoder, cache, indices),
     )
@@ -179,6 +183,7 @@ def _training_arguments(settings: DistillSettings, out: Path) -> TrainingArgumen
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
         learning_rate=training.learning_rate,
+        optim=optimizer_name(training.optimizer),
         warmup_steps=training.warmup,
         lr_scheduler_type=training.schedule,
         weight_decay=training.weight_decay,

@@ -14,7 +14,7 @@ class AdapterSettings(Settings):
         default="none", description="none: the language model itself trains; lora and dora need the package peft"
     )
     rank: int = Field(default=16, gt=0)
-    alpha: float = Field(default=32, gt=0, description="an adapter's product is scaled by alpha / rank")
+    alpha: int = Field(default=32, gt=0, description="an adapter's product is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of an adapter's input, in training")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear", description="linear layers of the language model: all, or a list such as [q_proj, v_proj]"

@@ -8,6 +8,7 @@ import copy
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
@@ -85,7 +86,7 @@ def merge_adapter(model: PreTrainedModel) -> None:
     del model.peft_config
 
 
-def _adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

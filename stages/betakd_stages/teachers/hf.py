@@ -19,7 +19,7 @@ from betakd_stages.targets import TeacherTargets
 from betakd_stages.teacher_settings import GenerationSettings
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.focus import first_layer_attention, visual_focus
-from betakd_stages.teachers.records import cut_records, flat_columns, token_counts
+from betakd_stages.teachers.records import cut_records, flat_columns, targets_of, token_counts
 from betakd_stages.teachers.sampling import KeyedSampling
 
 
@@ -142,19 +142,8 @@ class HuggingFaceTeacher:
 
     def targets(self, rows: AnswerRows, num_samples: int) -> tuple[TeacherTargets, set[int]]:
         """What is kept of a batch's logits, chosen on the device, and which samples have one that is not finite."""
-        logits = self._logits(rows)
-        finite = logits.isfinite().all(dim=1)
-        rule = self.token_rule
-        targets = TeacherTargets.from_logits(
-            logits.nan_to_num(0.0, 0.0, 0.0),
-            rows.gold_ids,
-            top_k=None if rule.exact and rule.top_k >= self.vocabulary_size else rule.top_k,
-            top_p=None if rule.top_p == 1 else rule.top_p,
-            top_p_temperature=rule.top_p_temperature,
-            temperatures=rule.temperatures,
-            sample_index=rows.sample_index,
-            num_samples=num_samples,
-        )
+        samples = {"sample_index": rows.sample_index, "num_samples": num_samples}
+        targets, finite = targets_of(self._logits(rows), rows.gold_ids, self.token_rule, **samples)
         return targets, set(rows.sample_index[~finite].tolist())
 
     def records(

@@ -7,12 +7,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from betakd_cache import TeacherRecord
+from betakd_cache import TeacherRecord, TokenRule
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.targets import TeacherTargets
 
 OF_ENTRIES = ("ids", "gaps")
 """Columns with one number per kept entry; all others have one row per token."""
+
+
+def targets_of(logits: Tensor, gold_ids: Tensor, rule: TokenRule, **samples: Any) -> tuple[TeacherTargets, Tensor]:
+    """What a rule keeps of logits float32 `[N, V]`, and, bool `[N]`, where all of a row's are numbers: the targets of
+    other rows mean nothing. `samples` as in `TeacherTargets.from_logits`."""
+    finite = logits.sum(dim=1).isfinite()  # a tenth of the time of asking each
+    if not finite.all():
+        finite = logits.isfinite().all(dim=1)
+        logits = logits.nan_to_num(0.0, 0.0, 0.0)
+    targets = TeacherTargets.from_logits(
+        logits,
+        gold_ids,
+        top_k=None if rule.exact and rule.top_k >= logits.shape[1] else rule.top_k,
+        top_p=None if rule.top_p == 1 else rule.top_p,
+        top_p_temperature=rule.top_p_temperature,
+        temperatures=rule.temperatures,
+        **samples,
+    )
+    return targets, finite
 
 
 def flat_columns(targets: TeacherTargets) -> dict[str, Tensor]:

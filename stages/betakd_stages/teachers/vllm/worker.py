@@ -16,8 +16,8 @@ from torch import Tensor
 
 from betakd_cache import TokenRule
 from betakd_stages.features import arrange
-from betakd_stages.targets import CHUNK_ELEMENTS, TeacherTargets
-from betakd_stages.teachers.records import flat_columns
+from betakd_stages.targets import CHUNK_ELEMENTS
+from betakd_stages.teachers.records import flat_columns, targets_of
 
 EXTRA = "betakd"
 """The key of SamplingParams.extra_args: `number`, the sample's place in its call, and `answers`, its spans."""
@@ -151,17 +151,5 @@ class Scorer:
             self._ended.features.append({name: value for name, value in features.items() if value is not None})
 
     def _columns(self, logits: Tensor, gold_ids: Tensor) -> dict[str, Tensor]:
-        rule = self._asked.token_rule
-        finite = logits.sum(dim=1).isfinite()  # a tenth of the time of asking each
-        if not finite.all():
-            finite = logits.isfinite().all(dim=1)
-            logits = logits.nan_to_num(0.0, 0.0, 0.0)
-        targets = TeacherTargets.from_logits(
-            logits,
-            gold_ids,
-            top_k=None if rule.exact and rule.top_k >= logits.shape[1] else rule.top_k,
-            top_p=None if rule.top_p == 1 else rule.top_p,
-            top_p_temperature=rule.top_p_temperature,
-            temperatures=rule.temperatures,
-        )
+        targets, finite = targets_of(logits, gold_ids, self._asked.token_rule)
         return {name: values.cpu() for name, values in (flat_columns(targets) | {FINITE: finite}).items()}

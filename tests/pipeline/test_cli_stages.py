@@ -108,6 +108,17 @@ def test_a_cache_is_distilled_evaluated_and_left_alone_afterwards(
     assert "accuracy: " in capsys.readouterr().out
 
 
+def test_a_run_with_adapters_leaves_them_beside_the_merged_model_and_names_them_in_its_card(
+    student: Path, cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    adapter = ("--adapter", "lora", "--set", "adapter.targets=[q_proj, v_proj]")
+    assert distil(student, cache, out, "digits:transfer", "--on-mismatch", "drop", *adapter) == 0
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    assert (out / "model" / "config.json").is_file()
+    assert "adapter:\n  kind: lora\n  rank: 16" in (out / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_cache_that_is_all_there_is_said_to_be(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = str(cache.parent / "teacher")
     flags = ["--teacher", teacher, "--data", "digits:transfer", "--limit", "24", "--temperatures", "0.5,1,2"]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from betakd_stages.feature_layouts import parse_feature
+from betakd_stages.selection_settings import SelectionSettings
 from betakd_stages.settings_base import Settings
 from betakd_stages.student_settings import AdapterSettings
 from betakd_stages.teacher_settings import GenerationSettings, VllmSettings
@@ -69,7 +70,7 @@ class WeightingSettings(Settings):
     options: dict[str, Any] = Field(default={}, description="settings of that weighting, e.g. {beta: 3.0} for fixed")
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(SelectionSettings):
     """How long and how fast."""
 
     steps: int | None = Field(default=None, gt=0, description="optimizer steps; excludes epochs")
@@ -123,7 +124,7 @@ class DistillSettings(Settings):
         default=None, gt=0, description="GB of shards kept there, all caches together; default: 68.7 (64 GiB)"
     )
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
-    validation: str | None = Field(default=None, description="data specification for validation after training")
+    validation: str | None = Field(default=None, description="data specification of what to measure the student on")
     targets: Literal["data", "generated"] = Field(
         default="data", description="the answers to learn, as data has them or as the cache's teacher wrote them"
     )
@@ -143,7 +144,9 @@ class DistillSettings(Settings):
     control: ControlSettings = ControlSettings()
 
     @model_validator(mode="after")
-    def _cache_for_energies(self) -> "DistillSettings":
+    def _what_they_need(self) -> "DistillSettings":
+        if self.training.evaluate_every_steps and self.validation is None:
+            raise ValueError("training.evaluate_every_steps is given but no data to measure on: name it as validation")
         if self.cache is None and self.targets == "generated":
             raise ValueError(
                 "targets is generated but no cache is given, which holds such answers: name one (--cache DIR)"

@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from betakd_stages.checkpoints import (
+    CHECKPOINT_COMPLETE,
+    FIGURES_FILE,
+    OBJECTIVE_FILE,
+    STUDENT_FILE,
+    TRAINER_STATE_FILE,
+)
 from betakd_stages.distiller import (
     Distiller,
     load_trained,
@@ -27,17 +34,12 @@ from betakd_stages.interruption import StopRequest
 from betakd_stages.objective import require_finite
 from betakd_stages.optimizers import optimizer_class_and_options, student_groups
 from betakd_stages.progress import Progress
+from betakd_stages.selection import Selection
 from betakd_stages.settings import DistillSettings
 from betakd_stages.training_log import TrainingLog, collapsing, summarise
 from betakd_stages.weightings import GradientWeighting
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT_COMPLETE = "complete"
-OBJECTIVE_FILE = "objective.safetensors"
-STUDENT_FILE = "student.safetensors"
-FIGURES_FILE = "figures.safetensors"
-TRAINER_STATE_FILE = "trainer_state.json"
 
 
 class DistillationTrainer(Trainer):
@@ -167,10 +169,16 @@ class RunCallback(TrainerCallback):
     """After each step: advance the objective, write metrics, show progress, ask for checkpoints, stop if asked to."""
 
     def __init__(
-        self, trainer: DistillationTrainer, log: TrainingLog, progress: Progress, request: StopRequest
+        self,
+        trainer: DistillationTrainer,
+        log: TrainingLog,
+        selection: Selection,
+        progress: Progress,
+        request: StopRequest,
     ) -> None:
         self._trainer = trainer
         self._log = log
+        self._selection = selection
         self._progress = progress
         self._request = request
         self._first_row: dict[str, float | None] = {}
@@ -189,6 +197,9 @@ class RunCallback(TrainerCallback):
         training = self._trainer.settings.training
         step, last = state.global_step, state.global_step == state.max_steps
         self._trainer.distiller.objective.advance(step / state.max_steps)
+        if self._selection.after_step(step, last=last):
+            last = control.should_training_stop = True
+            state.max_steps = step  # so that a checkpoint from here has nothing left to train
         if step % training.log_every_steps == 0 or last:
             row = summarise(self._trainer.figures, self._trainer.distiller.objective.channels)
             row["learning_rate"] = self._trainer._get_learning_rate()
@@ -213,9 +224,3 @@ class RunCallback(TrainerCallback):
                     "Try the energy's include_teacher_entropy or confidence_gate, or task weighting"
                 )
                 self._warned.add(channel)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{CHECKPOINT_COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

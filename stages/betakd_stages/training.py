@@ -1,8 +1,8 @@
 """Stage two: a student learns from a cache alone. Interrupted, the same call resumes from the last checkpoint.
 
-The run folder gets metrics.jsonl, timings.jsonl, checkpoints/ while it trains; weighting.safetensors, result.json,
-adapter/ where there is one, and model/ at the end. `model/` is renamed into place last: a run is finished when it
-exists.
+The run folder gets metrics.jsonl, timings.jsonl, checkpoints/ while it trains, and validation.jsonl where the student
+is measured meanwhile; weighting.safetensors, result.json, adapter/ where there is one, and model/ at the end. `model/`
+is renamed into place last: a run is finished when it exists.
 """
 
 import json
@@ -18,6 +18,7 @@ from transformers import TrainingArguments, set_seed
 
 from betakd_cache import Manifest, TeacherCache, open_cache
 from betakd_cache.staging import LIMIT_BYTES
+from betakd_stages.checkpoints import last_checkpoint, step_of
 from betakd_stages.data import load_samples
 from betakd_stages.dataset import EncodedSamples, make_collator, shuffled_within_lengths
 from betakd_stages.distiller import Distiller, save_weights
@@ -34,8 +35,9 @@ from betakd_stages.models.parts import freeze
 from betakd_stages.objective import Objective, build_objective
 from betakd_stages.optimizers import optimizer_class_and_options, optimizer_name, student_groups
 from betakd_stages.progress import Progress
+from betakd_stages.selection import ACCURACY, Selection
 from betakd_stages.settings import DistillSettings
-from betakd_stages.trainer import DistillationTrainer, RunCallback, last_checkpoint
+from betakd_stages.trainer import DistillationTrainer, RunCallback
 from betakd_stages.training_log import METRICS, TrainingLog, read_rows
 
 MODEL_FOLDER = "model"
@@ -86,11 +88,13 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     add_adapter(student.model, settings.adapter)
     objective = _build_objective(settings, student, cache.manifest if cache else None)
     distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
-    steps = _train(settings, distiller, student, cache, matched, out, progress)
+    steps, kept_step = _train(settings, distiller, student, cache, matched, out, progress)
     metrics = {key: value for key, value in read_rows(out / METRICS)[-1].items() if key != "step" and value is not None}
     metrics["num_dropped"] = matched.num_dropped
+    if kept_step is not None:
+        metrics["kept_step"] = kept_step
     if settings.validation:
-        metrics["validation_accuracy"] = _validation_accuracy(student, settings.validation)
+        metrics[ACCURACY] = _validation_accuracy(student, settings.validation)
     _finish(settings, out, student, objective, steps, metrics)
     return DistillSummary(steps, metrics, already_finished=False)
 
@@ -132,7 +136,8 @@ def _train(
     matched: MatchedSamples,
     out: Path,
     progress: Progress,
-) -> int:
+) -> tuple[int, int | None]:
+    """The steps made, and the one whose student is kept where that is not the last by definition."""
     indices = matched.cache_indices
     if settings.control.shuffle_records and cache is not None:
         indices = shuffled_within_lengths(matched, cache, settings.seed)
@@ -144,7 +149,7 @@ def _train(
     student_groups(student.model, settings.training)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
-    resumed_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer = DistillationTrainer(
         distiller,
         settings,
@@ -152,20 +157,25 @@ def _train(
         train_dataset=dataset,
         data_collator=make_collator(student.encoder, cache, indices),
     )
+    selection = Selection(
+        settings.training, out, resumed_step, distiller, lambda: _validation_accuracy(student, str(settings.validation))
+    )
     progress.start("student", total=_num_steps(settings, len(dataset)), done=resumed_step)
     try:
-        _run(trainer, TrainingLog(out, resumed_step), progress, checkpoint)
+        _run(trainer, TrainingLog(out, resumed_step), selection, progress, checkpoint)
     finally:
         progress.finish()
-    return trainer.state.global_step
+    return trainer.state.global_step, selection.restore_best()
 
 
-def _run(trainer: DistillationTrainer, log: TrainingLog, progress: Progress, checkpoint: Path | None) -> None:
+def _run(
+    trainer: DistillationTrainer, log: TrainingLog, selection: Selection, progress: Progress, checkpoint: Path | None
+) -> None:
     """Train to the last step, or until a signal; raises Interrupted then."""
     # Of several processes each would stop after a step of its own, and the others wait for it.
     alone = trainer.args.world_size == 1
     with stop_requests() if alone else nullcontext(StopRequest()) as request:
-        callback = RunCallback(trainer, log, progress, request)
+        callback = RunCallback(trainer, log, selection, progress, request)
         trainer.add_callback(callback)
         trainer.train_from(checkpoint)
     if callback.stopped_by is not None:

@@ -103,10 +103,7 @@ class TrainingLog:
         """Rows beyond `resumed_step` are dropped: they will be written again."""
         self._folder = folder
         for name in (METRICS, TIMINGS):
-            path = folder / name
-            rows = read_rows(path) if path.is_file() else []
-            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= resumed_step]
-            write_atomically(path, "".join(kept))
+            keep_rows(folder / name, resumed_step)
         self._started = time.perf_counter()
         self._step = resumed_step
 
@@ -136,3 +133,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if line.endswith("\n"):
             rows.append(json.loads(line))
     return rows
+
+
+def keep_rows(path: Path, resumed_step: int) -> list[dict[str, Any]]:
+    """The rows up to that step; the file holds them alone afterwards, and exists."""
+    kept = [row for row in (read_rows(path) if path.is_file() else []) if row["step"] <= resumed_step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return kept

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from betakd_pipe.cli import main
+from betakd_stages.checkpoints import CHECKPOINT_COMPLETE
 from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
-from betakd_stages.trainer import CHECKPOINT_COMPLETE
 
 COMMAND = Path(sys.executable).with_name("betakd-pipe")
 

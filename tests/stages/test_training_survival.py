@@ -20,10 +20,11 @@ import yaml
 from tests.world import World
 
 from betakd_pipe.cli import main
+from betakd_stages.checkpoints import last_checkpoint
 from betakd_stages.interruption import Interrupted, stop_requests
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.trainer import RunCallback, last_checkpoint
+from betakd_stages.trainer import RunCallback
 from betakd_stages.training import distill
 
 NUM_STEPS = 24

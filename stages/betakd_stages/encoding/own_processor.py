@@ -73,6 +73,11 @@ class ProcessorEncoder(Encoder):
         image = sample.image.load() if sample.image is not None else None
         outputs = self._process(sample.sample_id, opening, image.pixels if image else None)
         opening_ids = torch.cat([start_ids, outputs.pop("input_ids")[0]])
+        if image and self.image_token_id not in opening_ids:  # older processors say nothing
+            raise DataError(
+                f"sample {sample.sample_id}: its prompt has no place for its image ({self.image_token!r}): leave it "
+                "out, or mend the chat template if all are refused"
+            )
         rest = text_ids[num_ids:]
         labels = torch.cat([torch.full_like(opening_ids, IGNORED), text_labels[num_ids:]])
         self.require_length(sample.sample_id, len(labels))

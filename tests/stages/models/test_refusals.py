@@ -82,9 +82,11 @@ def test_a_llava_template_must_put_the_image_token_once(text: str, number: int) 
         encoder.encode(sample())
 
 
-def test_a_template_without_the_image_is_refused_by_the_familys_processor() -> None:
+def test_a_template_without_the_image_is_refused_by_the_familys_processor_or_by_us() -> None:
+    """Which of the two depends on the release of transformers."""
     encoder = encoder_with(lambda own: own.replace("<|image_pad|>", ""), QWEN)
-    with pytest.raises(DataError, match="sample one: Qwen2_5_VLProcessor refuses it \\(.*mend the chat template if"):
+    by = "Qwen2_5_VLProcessor refuses it|its prompt has no place for its image"
+    with pytest.raises(DataError, match=f"sample one: ({by}) \\(.*mend the chat template if"):
         encoder.encode(sample())
 
 

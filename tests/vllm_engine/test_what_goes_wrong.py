@@ -49,7 +49,7 @@ def test_killed_and_resumed_the_cache_is_that_of_an_uninterrupted_run(
     arguments = ["cache-teacher", *engine_world.arguments(out), "--backend", "vllm", *words]
     with subprocess.Popen([str(COMMAND), *arguments], stderr=subprocess.DEVNULL) as process:
         deadline_s = time.monotonic() + AT_WORK_S
-        while not list(out.glob("shard-*.parquet")):
+        while not list(out.glob("shard-*.parquet")) or not len(open_cache(out, allow_incomplete=True)):
             assert time.monotonic() < deadline_s
             assert process.poll() is None
             time.sleep(0.002)

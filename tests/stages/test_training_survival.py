@@ -27,6 +27,7 @@ from betakd_stages.settings import DistillSettings
 from betakd_stages.trainer import RunCallback
 from betakd_stages.training import distill
 
+DEFAULT_HANDLERS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 NUM_STEPS = 24
 LOG_EVERY_STEPS = 3
 AT_WORK_S = 120.0
@@ -45,6 +46,15 @@ for line in sys.stdin:
     print(os.waitpid(child, 0)[1], flush=True)
 """
 """For every line of arguments, the process id of a run with them, and, when it has ended, its wait status."""
+
+
+@pytest.fixture(autouse=True)
+def _default_handlers() -> Iterator[None]:
+    """As for a command in a terminal: what a shell starts in the background ignores Ctrl-C."""
+    before = {number: signal.signal(number, handler) for number, handler in DEFAULT_HANDLERS.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def arguments(world: World, out: Path) -> list[str]:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ from betakd_stages.settings import DistillSettings
 from betakd_stages.trainer import RunCallback
 from betakd_stages.training import distill
 
-DEFAULT_HANDLERS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+DEFAULT_HANDLERS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 NUM_STEPS = 24
 LOG_EVERY_STEPS = 3
 AT_WORK_S = 120.0

@@ -1,9 +1,11 @@
 """What several test folders share: tiny models and a cache, made once per test process."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.launcher import Launcher, running_launcher
 from tests.world import DATA, World
 
 from betakd_stages.caching import cache_teacher
@@ -32,3 +34,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     )
     cache_teacher(settings, folder / "cache", progress=SilentProgress())
     return World(teacher, student, folder / "cache", DATA)
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with running_launcher() as started:
+        yield started

@@ -1,23 +1,17 @@
-"""kill -9 of `betakd-pipe cache-teacher` at random moments: resuming gives an uninterrupted run's values.
-
-Starting Python and importing torch take seconds in which nothing is written. One process does so once and forks for
-every run: what is killed is a process of its own that runs the whole command, from its arguments to its end.
-"""
+"""kill -9 of `betakd-pipe cache-teacher` at random moments: resuming gives an uninterrupted run's values."""
 
 import dataclasses
-import json
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.cache.records import ARRAY_FIELDS, assert_equal_records
+from tests.launcher import Launcher
 from tests.world import World
 
 from betakd_cache import TeacherRecord, open_cache, verify
@@ -25,21 +19,6 @@ from betakd_pipe.cli import main
 
 DATA = "digits:transfer?count=120"
 AT_WORK_S = 120.0
-LAUNCHER = """
-import json, os, sys
-import betakd_stages.caching, betakd_stages.models.tiny
-from betakd_pipe.cli import main
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nothing, stream)
-        os._exit(main(json.loads(line)))
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-"""For every line of arguments, the process id of a run with them, and, when it has ended, its wait status."""
 
 
 @dataclass(slots=True)
@@ -67,16 +46,6 @@ def arguments(world: World, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
-@pytest.fixture(scope="module")
 def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of an uninterrupted run."""
     out = tmp_path_factory.mktemp("reference") / "cache"
@@ -91,14 +60,10 @@ def committed(path: Path) -> list[str]:
     return open_cache(path, allow_incomplete=True).sample_ids.to_pylist()
 
 
-def kill_at_work(launcher: subprocess.Popen[str], command: list[str], journal: Path, delay_s: float) -> bool:
+def kill_at_work(launcher: Launcher, command: list[str], journal: Path, delay_s: float) -> bool:
     """Whether the kill, `delay_s` after the run first changed the journal, hit a run that was still at work."""
-    assert launcher.stdin is not None
-    assert launcher.stdout is not None
     before = journal.stat().st_size if journal.exists() else -1
-    launcher.stdin.write(json.dumps(command) + "\n")
-    launcher.stdin.flush()
-    child = Path(f"/proc/{int(launcher.stdout.readline())}")
+    child = Path(f"/proc/{launcher.start(command)}")
     deadline_s = time.monotonic() + AT_WORK_S
     while child.exists() and (journal.stat().st_size if journal.exists() else -1) == before:
         assert time.monotonic() < deadline_s
@@ -106,7 +71,7 @@ def kill_at_work(launcher: subprocess.Popen[str], command: list[str], journal: P
     time.sleep(delay_s)
     if child.exists():
         subprocess.run(["kill", "-KILL", child.name], check=False, stderr=subprocess.DEVNULL)
-    status = int(launcher.stdout.readline())
+    status = launcher.status()
     assert status in (0, signal.SIGKILL), "the command failed by itself"
     return status == signal.SIGKILL
 
@@ -121,7 +86,7 @@ def differs(found: TeacherRecord, expected: TeacherRecord) -> bool:
 
 
 def run_campaign(
-    campaign: Campaign, world: World, launcher: subprocess.Popen[str], reference: Path, out: Path, delays_s: list[float]
+    campaign: Campaign, world: World, launcher: Launcher, reference: Path, out: Path, delays_s: list[float]
 ) -> None:
     """Kill runs that write one cache, finish it, and note every sample that is not as the reference has it."""
     held: list[str] = []
@@ -155,7 +120,7 @@ def check(campaign: Campaign, least_hits: int) -> None:
 
 
 def test_five_random_kills_of_the_command_lose_nothing(
-    world: World, launcher: subprocess.Popen[str], reference: Path, tmp_path: Path
+    world: World, launcher: Launcher, reference: Path, tmp_path: Path
 ) -> None:
     generator = random.Random(5)
     campaign = Campaign()
@@ -166,7 +131,7 @@ def test_five_random_kills_of_the_command_lose_nothing(
 
 @pytest.mark.long
 def test_a_hundred_random_kills_of_the_command_lose_nothing(
-    world: World, launcher: subprocess.Popen[str], reference: Path, tmp_path: Path
+    world: World, launcher: Launcher, reference: Path, tmp_path: Path
 ) -> None:
     generator = random.Random(6)
     campaign = Campaign()

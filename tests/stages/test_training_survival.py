@@ -1,15 +1,8 @@
-"""Runs of stage two that are killed or told to stop: resumed, they end byte for byte as the uninterrupted one.
+"""Runs of stage two that are killed or told to stop: resumed, they end byte for byte as the uninterrupted one."""
 
-Starting Python and importing torch take seconds in which no student trains. One process does so once and forks for
-every run: what gets the signal is a process of its own that runs the whole command, from its arguments to its end.
-"""
-
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.launcher import Launcher
 from tests.world import World
 
 from betakd_pipe.cli import main
@@ -32,21 +26,6 @@ DEFAULT_HANDLERS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGIN
 NUM_STEPS = 24
 LOG_EVERY_STEPS = 3
 AT_WORK_S = 120.0
-LAUNCHER = """
-import json, os, sys
-import betakd_stages.training
-from betakd_pipe.cli import main
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(nothing, stream)
-        os._exit(main(json.loads(line)))
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-"""For every line of arguments, the process id of a run with them, and, when it has ended, its wait status."""
 
 
 @pytest.fixture(autouse=True)
@@ -77,16 +56,6 @@ def arguments(world: World, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
-@pytest.fixture(scope="module")
 def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("reference") / "run"
@@ -107,17 +76,13 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
-def stop_at_work(launcher: subprocess.Popen[str], command: list[str], run: Path, by: signal.Signals, at: float) -> None:
+def stop_at_work(launcher: Launcher, command: list[str], run: Path, by: signal.Signals, at: float) -> None:
     """Send a signal to a run that starts or goes on.
 
     `at` from 0 to 1: how much of the rows that are left it has written when the signal comes, nearly; where between
     two rows is a matter of chance.
     """
-    assert launcher.stdin is not None
-    assert launcher.stdout is not None
-    launcher.stdin.write(json.dumps(command) + "\n")
-    launcher.stdin.flush()
-    child = int(launcher.stdout.readline())
+    child = launcher.start(command)
     before = num_rows(run)
     wanted = before + 1 + int(at * (NUM_STEPS // LOG_EVERY_STEPS - before - 2))
     deadline_s = time.monotonic() + AT_WORK_S
@@ -126,7 +91,7 @@ def stop_at_work(launcher: subprocess.Popen[str], command: list[str], run: Path,
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
     os.kill(child, by)
-    status = int(launcher.stdout.readline())
+    status = launcher.status()
     if by == signal.SIGKILL:
         assert os.WTERMSIG(status) == signal.SIGKILL
     else:
@@ -136,9 +101,7 @@ def stop_at_work(launcher: subprocess.Popen[str], command: list[str], run: Path,
         assert f"after step {checkpoint.name.removeprefix('checkpoint-')} of" in (run / "log.txt").read_text()
 
 
-def run_campaign(
-    world: World, launcher: subprocess.Popen[str], reference: Path, out: Path, generator: random.Random
-) -> None:
+def run_campaign(world: World, launcher: Launcher, reference: Path, out: Path, generator: random.Random) -> None:
     """Kill a run once and tell it to stop once, in either order, each at a random moment, and let it end."""
     for by in generator.sample([signal.SIGKILL, signal.SIGTERM], 2):
         stop_at_work(launcher, arguments(world, out), out, by, at=generator.uniform(0, 0.5))
@@ -147,15 +110,13 @@ def run_campaign(
 
 
 def test_a_run_killed_and_told_to_stop_ends_as_the_uninterrupted_one(
-    world: World, launcher: subprocess.Popen[str], reference: Path, tmp_path: Path
+    world: World, launcher: Launcher, reference: Path, tmp_path: Path
 ) -> None:
     run_campaign(world, launcher, reference, tmp_path / "run", random.Random(7))
 
 
 @pytest.mark.long
-def test_ten_random_kills_change_nothing(
-    world: World, launcher: subprocess.Popen[str], reference: Path, tmp_path: Path
-) -> None:
+def test_ten_random_kills_change_nothing(world: World, launcher: Launcher, reference: Path, tmp_path: Path) -> None:
     generator = random.Random(8)
     for number in range(5):
         run_campaign(world, launcher, reference, tmp_path / f"run {number}", generator)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests.stages.objective import oracles
-from tests.stages.objective.batches import Batch, make_batch
+from tests.stages.objective.batches import make_batch
 from torch import Tensor
 
 from betakd_stages.errors import ConfigError, MismatchError
@@ -296,13 +296,3 @@ def test_missing_or_misshapen_features_are_errors(scene: Scene) -> None:
     scene.teacher_features = {"vision": features["vision"][:, :3]}
     with pytest.raises(MismatchError, match=r"'vision' got a teacher feature of size 3, expected 5: build"):
         scene.run(objective)
-
-
-def test_autocast_around_the_objective_changes_nothing(batch: Batch) -> None:
-    objective = build_objective(energies=[("fkl", {})], weighting="task")
-    targets = TeacherTargets.from_logits(batch.teacher_logits.float(), batch.gold_ids, top_k=8)
-    hidden, head = batch.hidden.float(), Head(batch.weight.float())
-    plain = objective(hidden, head, targets)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = objective(hidden, head, targets)
-    assert torch.equal(plain.objective, cast.objective)

@@ -5,6 +5,7 @@ backend and the students see, whatever image processing the engine would do itse
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,13 @@ def engine_settings(settings: CacheTeacherSettings, folder: Path, encoder: Encod
     )
 
 
+def failures(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What vLLM raises where it, its processes or a model in it fail, and `others`; mistakes of ours come through."""
+    from vllm.exceptions import VLLMError
+
+    return (VLLMError, RuntimeError, ValueError, OSError, *others)
+
+
 class Engine:
     """One engine; after an `EngineFailure` it can only be closed."""
 
@@ -80,7 +88,7 @@ class Engine:
 
         try:
             self._llm = LLM(model=str(settings.folder), **settings.arguments)
-        except Exception as error:  # whatever is wrong with model, machine or vLLM, it says in its own classes
+        except failures(ImportError, TypeError) as error:  # TypeError: a release without one of the arguments
             raise ModelError(
                 f"vLLM does not start with the teacher in {settings.folder} ({first_line(error)}): the lines above say "
                 "more; lower vllm.gpu_memory_utilization or max_length where memory is short, or use backend hf"
@@ -94,21 +102,22 @@ class Engine:
 
         `parameters` are vLLM's SamplingParams, one per sample. Raises EngineFailure.
         """
+        from vllm.exceptions import VLLMClientError
+
+        inputs = [self._input(sample, image_token_id) for sample in encoded]
+        names = [str(self._num_requests + place) for place in range(len(inputs))]
+        self._num_requests += len(inputs)
         outputs: dict[str, Any] = {}
-        names = []
         try:
-            for sample, sampling in zip(encoded, parameters, strict=True):
-                self._num_requests += 1
-                name = str(self._num_requests)
+            for name, content, sampling in zip(names, inputs, parameters, strict=True):
                 try:
-                    self._engine.add_request(name, self._input(sample, image_token_id), sampling)
-                except ValueError as error:
+                    self._engine.add_request(name, content, sampling)
+                except (ValueError, VLLMClientError) as error:  # of validation, which has both
                     outputs[name] = f"vLLM refuses it ({first_line(error)})"
-                names.append(name)
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
                     outputs[output.request_id] = output
-        except Exception as error:  # an engine that has failed raises anything
+        except failures() as error:
             raise EngineFailure(f"vLLM fails on it ({first_line(error) or type(error).__name__})") from error
         return [outputs[name] for name in names]
 
@@ -116,12 +125,15 @@ class Engine:
         """What a method of the workers returns, one item per worker. Raises EngineFailure."""
         try:
             return self._llm.collective_rpc(method, args=arguments)
-        except Exception as error:
+        except Exception as error:  # vLLM raises `Exception` itself for a method that failed in another process
             raise EngineFailure(f"vLLM fails at {method} ({first_line(error) or type(error).__name__})") from error
 
     def close(self) -> None:
-        """End its processes and give back memory."""
-        self._engine.engine_core.shutdown()
+        """End its processes and give back memory; what is left of an engine that has failed may fail at that too."""
+        try:
+            self._engine.engine_core.shutdown()
+        except failures() as error:
+            logging.getLogger(__name__).warning("an engine of vLLM does not close (%s)", first_line(error))
 
     def _input(self, sample: EncodedSample, image_token_id: int) -> dict[str, Any]:
         """The sample as an input that needs no more processing."""

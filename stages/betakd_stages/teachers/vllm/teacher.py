@@ -175,10 +175,7 @@ class VllmTeacher(ABC):
 
     def _restart(self, failure: EngineFailure) -> None:
         logging.getLogger(__name__).warning("%s; a new engine is started to find the sample", failure)
-        try:
-            self._engine.close()
-        except Exception as error:  # what is left of an engine that has failed may fail again
-            logging.getLogger(__name__).warning("the engine that failed does not close (%s)", error)
+        self._engine.close()
         try:
             self._engine = self._started()
         except ModelError as error:

@@ -25,7 +25,7 @@ import torch
 
 from benchmark_work import Work
 from betakd_cache import TokenRule
-from betakd_stages.batching import length_buckets
+from betakd_stages.caching.batching import length_buckets
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.models.loading import LoadedModel
 from betakd_stages.settings import CacheTeacherSettings

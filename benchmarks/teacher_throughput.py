@@ -35,8 +35,8 @@ from benchmark_backends import HAS_VLLM, RATIOS, backend_rows, compare_backends
 from benchmark_teacher_world import LARGE, SMALL, WIDE, Shape, save_samples, save_teacher
 from benchmark_work import Work, device_peak, measure_work
 from betakd_cache import CacheWriter
-from betakd_stages.batching import length_buckets
-from betakd_stages.caching import open_writer, preparing_encoders, score_all
+from betakd_stages.caching.batching import length_buckets
+from betakd_stages.caching.run import open_writer, preparing_encoders, score_all
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import LoadedImage, Sample, SampleSet
 from betakd_stages.encoding import EncodedSample

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from betakd_cache import open_cache
 from betakd_stages.data import load_samples
-from betakd_stages.dataset import EncodedSamples, make_collator
-from betakd_stages.distiller import Distiller
-from betakd_stages.matching import match_cache
+from betakd_stages.distillation.dataset import EncodedSamples, make_collator
+from betakd_stages.distillation.distiller import Distiller
+from betakd_stages.distillation.matching import match_cache
 from betakd_stages.models.loading import load_model
 from betakd_stages.objective import build_objective
 

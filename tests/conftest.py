@@ -8,7 +8,7 @@ import torch
 from tests.launcher import Launcher, running_launcher
 from tests.world import DATA, World
 
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 SCRIPT = """
 import json, os, sys
-import betakd_stages.caching, betakd_stages.models.tiny, betakd_stages.training
+import betakd_stages.caching.run, betakd_stages.models.tiny, betakd_stages.distillation.run
 from betakd_pipe.cli import main
 for line in sys.stdin:
     child = os.fork()

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.run import cache_teacher
+from betakd_stages.distillation.run import distill
 from betakd_stages.evaluation import evaluate
 from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings
-from betakd_stages.training import distill
 
 QUESTION_TYPES = ("which", "even", "greater", "prime")
 TYPES = f"types={'+'.join(QUESTION_TYPES)}"

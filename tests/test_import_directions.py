@@ -114,7 +114,8 @@ def test_the_command_line_does_not_import_slow_packages_at_import_time(path: Pat
 
 
 def test_what_the_command_line_imports_from_the_stages_is_free_of_torch() -> None:
-    for module in (*TORCH_FREE_STAGES, "__init__"):
-        path = PACKAGES["betakd_stages"] / f"{module}.py"
+    folder = PACKAGES["betakd_stages"]
+    alone = [folder / f"{module}.py" for module in (*TORCH_FREE_STAGES - {"settings"}, "__init__", "feature_layouts")]
+    for path in (*alone, *sorted((folder / "settings").glob("*.py"))):
         slow = {name for name in imports_at_import_time(parsed(path)) if top(name) in SLOW}
         assert not slow, f"{path} must not import {', '.join(sorted(slow))}"

@@ -47,7 +47,7 @@ def info(
     """Whose numbers a cache holds, by which rules, how many, and how sure the teacher was."""
     from betakd_cache import info as cache_info
     from betakd_pipe.cache_info import HISTOGRAMS, cap_warning, share_at_cap, write_histograms
-    from betakd_stages.written_rows import count_written
+    from betakd_stages.caching.written_rows import count_written
 
     fields = cache_info(cache).to_json()
     fields["counts"] |= asdict(count_written(cache))
@@ -95,7 +95,7 @@ def verify(
     found = verify_cache(cache)
     fields = found.to_json()
     if rescore is not None and teacher is not None and data is not None and found.ok:
-        from betakd_stages.rescoring import rescore as rescore_cache
+        from betakd_stages.caching.rescoring import rescore as rescore_cache
 
         rescored = rescore_cache(cache, teacher, data, rescore, seed=seed, tolerance=tolerance)
         fields["rescoring"] = rescored.to_json()
@@ -139,7 +139,7 @@ def estimate(
     """Bytes, hours and memory that `cache-teacher` with the same flags will need, from scoring a few samples."""
     from betakd_pipe.config import load_settings
     from betakd_pipe.progress import terminal_progress
-    from betakd_stages.estimation import estimate as estimate_cost
+    from betakd_stages.caching.estimation import estimate as estimate_cost
     from betakd_stages.settings import CacheTeacherSettings
 
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}

@@ -21,7 +21,7 @@ from betakd_pipe.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from betakd_stages.caching import CacheSummary
+    from betakd_stages.caching.run import CacheSummary
 
 stage_commands = typer.Typer()
 

@@ -12,9 +12,9 @@ from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings
 
 if TYPE_CHECKING:
-    from betakd_stages.caching import CacheSummary
+    from betakd_stages.caching.run import CacheSummary
+    from betakd_stages.distillation.run import DistillSummary
     from betakd_stages.models.building import BuiltModel
-    from betakd_stages.training import DistillSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Stages:
 
 def load_stages() -> Stages:
     """The real stages; imports torch, which takes seconds."""
+    from betakd_stages.distillation.run import distill
     from betakd_stages.evaluation import evaluate
-    from betakd_stages.training import distill
 
     _hide_bars_of_transformers()
     return Stages(distill, evaluate)
@@ -44,8 +44,8 @@ def cache_teacher(
     progress: Progress,
 ) -> "CacheSummary":
     """What is in the cache after stage one; the cache is its own record and needs no run folder."""
-    from betakd_stages.caching import cache_teacher as stage
-    from betakd_stages.caching_workers import cache_teacher_in_workers
+    from betakd_stages.caching.run import cache_teacher as stage
+    from betakd_stages.caching.workers import cache_teacher_in_workers
 
     _hide_bars_of_transformers()
     if num_workers > 1:

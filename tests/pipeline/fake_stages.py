@@ -19,7 +19,7 @@ CALLS = "calls.txt"
 
 @dataclass(frozen=True, slots=True)
 class FakeSummary:
-    """As betakd_stages.training.DistillSummary."""
+    """As betakd_stages.distillation.run.DistillSummary."""
 
     steps: int
     final_metrics: dict[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from betakd_pipe.cli import main
-from betakd_stages.checkpoints import CHECKPOINT_COMPLETE
+from betakd_stages.distillation.checkpoints import CHECKPOINT_COMPLETE
 from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
 
 COMMAND = Path(sys.executable).with_name("betakd-pipe")

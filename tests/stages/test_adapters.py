@@ -21,8 +21,9 @@ from transformers import AutoModelForImageTextToText
 
 from betakd_cache import open_cache
 from betakd_stages.data import load_samples
-from betakd_stages.dataset import EncodedSamples, make_collator
-from betakd_stages.distiller import Distiller, load_trained, save_trained
+from betakd_stages.distillation.dataset import EncodedSamples, make_collator
+from betakd_stages.distillation.distiller import Distiller, load_trained, save_trained
+from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureStatistics
 from betakd_stages.models.adapters import add_adapter, merge_adapter
@@ -31,8 +32,7 @@ from betakd_stages.models.parts import freeze, parameters_by_part
 from betakd_stages.objective import build_objective
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.student_settings import AdapterSettings
-from betakd_stages.training import distill
+from betakd_stages.settings.adapters import AdapterSettings
 
 RANK, ALPHA = 4, 6
 SCALE = ALPHA / RANK

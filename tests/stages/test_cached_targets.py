@@ -11,8 +11,8 @@ import torch
 from tests.world import World
 
 from betakd_cache import CompactBatch, open_cache
-from betakd_stages.cached_targets import OPTIONAL, Decoded, decoded_by_numpy, decoded_on, labels_only
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.run import cache_teacher
+from betakd_stages.distillation.cached_targets import OPTIONAL, Decoded, decoded_by_numpy, decoded_on, labels_only
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
 

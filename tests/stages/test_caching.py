@@ -11,7 +11,7 @@ from tests.world import World
 from transformers import LlavaForConditionalGeneration
 
 from betakd_cache import open_cache
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.encoding import IGNORED
 from betakd_stages.errors import DataError

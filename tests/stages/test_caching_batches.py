@@ -12,9 +12,10 @@ from tests.stages.test_caching import settings
 from tests.world import World
 
 from betakd_cache import CacheWriter, diff, open_cache
-from betakd_stages import batching, caching
-from betakd_stages.batching import length_buckets, prepared_windows
-from betakd_stages.caching import cache_teacher, preparing_encoders
+from betakd_stages.caching import batching
+from betakd_stages.caching import run as caching
+from betakd_stages.caching.batching import length_buckets, prepared_windows
+from betakd_stages.caching.run import cache_teacher, preparing_encoders
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import LoadedImage, Sample
 from betakd_stages.encoding import Encoder

@@ -10,7 +10,7 @@ from tests.world import World
 
 from betakd_cache import CacheError, open_cache, verify
 from betakd_pipe.cli import main
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
 

@@ -18,8 +18,8 @@ from tests.world import World
 
 from betakd_cache import diff, open_cache, verify
 from betakd_pipe.cli import main
-from betakd_stages.caching import cache_teacher
-from betakd_stages.caching_workers import WorkerError, cache_teacher_in_workers, follow, share
+from betakd_stages.caching.run import cache_teacher
+from betakd_stages.caching.workers import WorkerError, cache_teacher_in_workers, follow, share
 from betakd_stages.errors import ConfigError
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tests.world import World
 
+from betakd_stages.distillation.run import distill
 from betakd_stages.energies import ENERGIES
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.training import distill
 from betakd_stages.weightings import WEIGHTINGS
 
 TRAINING = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 1, "num_threads": 1}

@@ -8,11 +8,11 @@ import pytest
 from tests.world import World
 
 from betakd_pipe.cli import main
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.estimation import estimate
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError
-from betakd_stages.estimation import estimate
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings

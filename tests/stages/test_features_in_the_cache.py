@@ -14,22 +14,22 @@ from transformers import LlavaForConditionalGeneration
 
 from betakd_cache import TeacherCache, open_cache
 from betakd_pipe.cli import main
-from betakd_stages.cached_targets import decode_batch, decoded_by_numpy, decoded_on
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.estimation import estimate
+from betakd_stages.caching.rescoring import rescore
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
-from betakd_stages.distiller import Distiller
+from betakd_stages.distillation.cached_targets import decode_batch, decoded_by_numpy, decoded_on
+from betakd_stages.distillation.distiller import Distiller
+from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError, MismatchError
-from betakd_stages.estimation import estimate
 from betakd_stages.features import FeatureStatistics
 from betakd_stages.models.forward import answer_rows
 from betakd_stages.models.loading import load_encoder, load_model
 from betakd_stages.models.tiny import STUDENT_SIZE, tiny_model
 from betakd_stages.objective import build_objective
 from betakd_stages.progress import SilentProgress
-from betakd_stages.rescoring import rescore
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings
 from betakd_stages.teachers.hf import HuggingFaceTeacher
-from betakd_stages.training import distill
 
 NUM_TOKENS = 4  # of one image of the world's teacher and student
 NUM_FOCUS = 3

@@ -11,13 +11,13 @@ from tests.stages.test_caching_batches import of_many_lengths
 from tests.world import World
 
 from betakd_cache import CacheError, TeacherCache, TeacherRecord, open_cache
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.estimation import estimate
+from betakd_stages.caching.rescoring import rescore
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.data.asked import SUFFIX
-from betakd_stages.estimation import estimate
 from betakd_stages.models.loading import LoadedModel, load_model
 from betakd_stages.progress import SilentProgress
-from betakd_stages.rescoring import rescore
 from betakd_stages.settings import CacheTeacherSettings
 from betakd_stages.teachers.hf import HuggingFaceTeacher
 

@@ -12,10 +12,10 @@ from tests.world import World
 from transformers import LlavaForConditionalGeneration
 
 from betakd_pipe.cli import main
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.grounding import measure_grounding
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ModelError
-from betakd_stages.grounding import measure_grounding
 from betakd_stages.progress import SilentProgress
 from betakd_stages.teachers.opening import open_hf_teacher
 

@@ -14,8 +14,8 @@ from betakd_pipe.cli import main
 from betakd_stages.data import load_samples
 from betakd_stages.data.asked import SUFFIX
 from betakd_stages.data.sample import SampleSet
-from betakd_stages.dataset import EncodedSamples, shuffled_within_lengths
-from betakd_stages.matching import match_cache
+from betakd_stages.distillation.dataset import EncodedSamples, shuffled_within_lengths
+from betakd_stages.distillation.matching import match_cache
 from betakd_stages.models.loading import load_encoder, load_model
 
 GENERATION = ("--set", "generation.max_new_tokens=6", "--set", "generation.temperature=3")

@@ -9,9 +9,9 @@ from tests.world import World
 from betakd_cache import open_cache
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import SampleSet, Turn
-from betakd_stages.dataset import EncodedSamples, shuffled_within_lengths
+from betakd_stages.distillation.dataset import EncodedSamples, shuffled_within_lengths
+from betakd_stages.distillation.matching import match_cache
 from betakd_stages.errors import MismatchError
-from betakd_stages.matching import match_cache
 from betakd_stages.models.loading import load_encoder
 
 

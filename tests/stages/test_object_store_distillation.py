@@ -11,9 +11,9 @@ from tests.world import World
 
 from betakd_cache import open_cache, verify
 from betakd_pipe.cli import main
+from betakd_stages.distillation.run import distill
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.training import distill
 
 URL = "s3://bucket/cache"
 

@@ -12,14 +12,14 @@ from tests.stages.test_training import TRAINING, Interrupt, assert_same_run
 from tests.world import World
 from transformers import TrainingArguments
 
-from betakd_stages.distiller import trained_parameters
+from betakd_stages.distillation.distiller import trained_parameters
+from betakd_stages.distillation.optimizers import optimizer_class_and_options, optimizer_name, student_groups
+from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.loading import load_model
 from betakd_stages.models.parts import freeze, parameters_by_part
-from betakd_stages.optimizers import optimizer_class_and_options, optimizer_name, student_groups
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings, TrainingSettings
-from betakd_stages.training import distill
 
 
 def run_settings(world: World, **training: Any) -> DistillSettings:

@@ -15,13 +15,13 @@ from transformers import LlavaForConditionalGeneration
 
 from betakd_cache import CacheWriter, TeacherRecord, open_cache
 from betakd_pipe.cli import main
-from betakd_stages import caching
+from betakd_stages.caching import run as caching
+from betakd_stages.caching.rescoring import rescore
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
-from betakd_stages.rescoring import rescore
 from betakd_stages.settings import CacheTeacherSettings
 
 

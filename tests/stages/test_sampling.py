@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from betakd_stages.teacher_settings import GenerationSettings
+from betakd_stages.settings.teacher import GenerationSettings
 from betakd_stages.teachers.sampling import KeyedSampling, gumbel_noise
 
 NO_IDS = torch.zeros(0, 0, dtype=torch.int64)

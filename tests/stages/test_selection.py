@@ -12,13 +12,13 @@ from tests.stages.test_training_survival import Stop
 from tests.world import World
 from torch import nn
 
-from betakd_stages import training
-from betakd_stages.interruption import Interrupted
+from betakd_stages.distillation import run as training
+from betakd_stages.distillation.interruption import Interrupted
+from betakd_stages.distillation.run import distill
+from betakd_stages.distillation.selection import Selection, best_row
 from betakd_stages.progress import SilentProgress
-from betakd_stages.selection import Selection, best_row
-from betakd_stages.selection_settings import SelectionSettings
 from betakd_stages.settings import DistillSettings
-from betakd_stages.training import distill
+from betakd_stages.settings.selection import SelectionSettings
 
 TRAINING = {"steps": 12, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 5, "checkpoint_every_steps": 5}
 

@@ -12,7 +12,7 @@ from tests.world import World
 
 from betakd_cache import CacheError, diff, open_cache
 from betakd_pipe.cli import main
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.placement import Placement, place

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from tests.world import World
 
+from betakd_stages.distillation.run import distill
 from betakd_stages.errors import MismatchError, ModelError
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.training import distill
 
 TRAINING = {"steps": 12, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 3, "checkpoint_every_steps": 4}
 INSTANCE: dict[str, Any] = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tests.world import World
 
+from betakd_stages.distillation.run import distill
+from betakd_stages.distillation.training_log import METRICS, collapsing, correlation, read_rows, summarise
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.training import distill
-from betakd_stages.training_log import METRICS, collapsing, correlation, read_rows, summarise
 
 
 def batch(

@@ -15,12 +15,12 @@ from tests.launcher import Launcher
 from tests.world import World
 
 from betakd_pipe.cli import main
-from betakd_stages.checkpoints import last_checkpoint
-from betakd_stages.interruption import Interrupted, stop_requests
+from betakd_stages.distillation.checkpoints import last_checkpoint
+from betakd_stages.distillation.interruption import Interrupted, stop_requests
+from betakd_stages.distillation.run import distill
+from betakd_stages.distillation.trainer import RunCallback
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.trainer import RunCallback
-from betakd_stages.training import distill
 
 DEFAULT_HANDLERS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 NUM_STEPS = 24

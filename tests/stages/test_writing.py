@@ -7,16 +7,16 @@ import pytest
 import torch
 from tests.world import World
 
+from betakd_stages.caching.written_rows import length_text, parse_lengths
 from betakd_stages.data.asked import asked, samples_for
 from betakd_stages.data.sample import Sample, Turn
 from betakd_stages.encoding import IGNORED, EncodedSample
 from betakd_stages.encoding.written import WrittenAnswer, answer_spans, with_answers
 from betakd_stages.errors import DataError
 from betakd_stages.models.loading import load_encoder
-from betakd_stages.teacher_settings import GenerationSettings
+from betakd_stages.settings.teacher import GenerationSettings
 from betakd_stages.teachers.base import Teacher
 from betakd_stages.teachers.writing import AnswerWriter
-from betakd_stages.written_rows import length_text, parse_lengths
 
 QUESTIONS = ("which digit is this ?", "is this digit even ?", "is this digit prime ?")
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.parts import parameters_by_part
-from betakd_stages.student_settings import AdapterSettings
+from betakd_stages.settings.adapters import AdapterSettings
 
 ADAPTER = "default"
 """peft's name of the only adapter there is."""

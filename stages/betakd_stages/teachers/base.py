@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from betakd_cache import FeatureLayout, TeacherRecord, TokenRule
 from betakd_stages.encoding import EncodedSample, Encoder
-from betakd_stages.teacher_settings import GenerationSettings
+from betakd_stages.settings.teacher import GenerationSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from betakd_stages.features import feature_layout
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.models.generation import continue_prompts
 from betakd_stages.models.loading import LoadedModel, weights_sha256
+from betakd_stages.settings.teacher import GenerationSettings
 from betakd_stages.targets import TeacherTargets
-from betakd_stages.teacher_settings import GenerationSettings
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.focus import first_layer_attention, visual_focus
 from betakd_stages.teachers.records import cut_records, flat_columns, targets_of, token_counts

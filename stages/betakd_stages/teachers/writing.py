@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from betakd_stages.caching.written_rows import ANSWER_LENGTHS, length_text
 from betakd_stages.data.asked import is_asked
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.encoding.written import WrittenAnswer, answer_spans, with_answers
-from betakd_stages.teacher_settings import GenerationSettings
+from betakd_stages.settings.teacher import GenerationSettings
 from betakd_stages.teachers.base import Teacher
-from betakd_stages.written_rows import ANSWER_LENGTHS, length_text
 
 
 @dataclass(frozen=True, slots=True)

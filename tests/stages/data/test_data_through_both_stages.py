@@ -9,12 +9,12 @@ from PIL import Image
 from tests.world import World
 
 from betakd_cache import open_cache
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
+from betakd_stages.distillation.run import distill
 from betakd_stages.errors import DataError, MismatchError
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings
-from betakd_stages.training import distill
 
 NUM_PROBLEMS = 12
 BROKEN = "6"

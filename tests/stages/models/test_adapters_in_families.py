@@ -9,7 +9,7 @@ from betakd_stages.models.adapters import add_adapter, merge_adapter
 from betakd_stages.models.forward import answer_rows
 from betakd_stages.models.loading import load_model
 from betakd_stages.models.parts import freeze, parameters_by_part
-from betakd_stages.student_settings import AdapterSettings
+from betakd_stages.settings.adapters import AdapterSettings
 
 
 @pytest.mark.parametrize("family", ALL)

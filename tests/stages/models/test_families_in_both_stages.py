@@ -13,8 +13,8 @@ from tests.stages.models.parts import save_clip, save_language_model
 
 from betakd_cache import open_cache
 from betakd_pipe.cli import main
-from betakd_stages.cached_targets import decode_batch
 from betakd_stages.data import load_samples
+from betakd_stages.distillation.cached_targets import decode_batch
 from betakd_stages.encoding import IGNORED, model_inputs
 from betakd_stages.models.building import build_model
 from betakd_stages.models.loading import load_encoder, load_model

@@ -8,10 +8,10 @@ from PIL import Image
 from tests.stages.models.families import FAMILIES
 
 from betakd_cache import open_cache
-from betakd_stages.caching import cache_teacher
+from betakd_stages.caching.rescoring import rescore
+from betakd_stages.caching.run import cache_teacher
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
-from betakd_stages.rescoring import rescore
 from betakd_stages.settings import CacheTeacherSettings
 
 

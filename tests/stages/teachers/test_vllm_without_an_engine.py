@@ -13,7 +13,7 @@ from tests.world import World
 
 from betakd_cache import TokenRule
 from betakd_pipe.cli import main
-from betakd_stages.caching_workers import cache_teacher_in_workers, gpus_of_engine, visible_gpus
+from betakd_stages.caching.workers import cache_teacher_in_workers, gpus_of_engine, visible_gpus
 from betakd_stages.data import load_samples
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError

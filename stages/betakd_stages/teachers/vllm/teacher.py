@@ -17,7 +17,7 @@ from betakd_stages.feature_layouts import parse_feature
 from betakd_stages.features import feature_layout
 from betakd_stages.models.loading import weights_sha256
 from betakd_stages.settings import CacheTeacherSettings
-from betakd_stages.teacher_settings import GenerationSettings
+from betakd_stages.settings.teacher import GenerationSettings
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.sampling import stream_seed
 from betakd_stages.teachers.vllm.engine import NUM_NEW_TOKENS, Engine, EngineFailure, EngineSettings, engine_settings

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_cache import TeacherCache
-from betakd_stages.cached_answers import CHUNK_SAMPLES, CachedAnswers, read_answers
+from betakd_stages.caching.written_rows import targets_of
 from betakd_stages.data.asked import asked_samples
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
+from betakd_stages.distillation.cached_answers import CHUNK_SAMPLES, CachedAnswers, read_answers
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.encoding.written import with_answers
 from betakd_stages.errors import DataError, MismatchError
-from betakd_stages.written_rows import targets_of
 
 TARGETS = {"data": "data", "generated": "generate"}
 """What stage one calls the answers that stage two asks for."""

@@ -18,27 +18,27 @@ from transformers import TrainingArguments, set_seed
 
 from betakd_cache import Manifest, TeacherCache, open_cache
 from betakd_cache.staging import LIMIT_BYTES
-from betakd_stages.checkpoints import last_checkpoint, step_of
 from betakd_stages.data import load_samples
-from betakd_stages.dataset import EncodedSamples, make_collator, shuffled_within_lengths
-from betakd_stages.distiller import Distiller, save_weights
+from betakd_stages.distillation.checkpoints import last_checkpoint, step_of
+from betakd_stages.distillation.dataset import EncodedSamples, make_collator, shuffled_within_lengths
+from betakd_stages.distillation.distiller import Distiller, save_weights
+from betakd_stages.distillation.interruption import Interrupted, StopRequest, stop_requests
+from betakd_stages.distillation.matching import MatchedSamples, match_cache
+from betakd_stages.distillation.optimizers import optimizer_class_and_options, optimizer_name, student_groups
+from betakd_stages.distillation.selection import ACCURACY, Selection
+from betakd_stages.distillation.trainer import DistillationTrainer, RunCallback
+from betakd_stages.distillation.training_log import METRICS, TrainingLog, read_rows
 from betakd_stages.evaluation.benchmarks import exact_match
 from betakd_stages.evaluation.generation import greedy_answers
 from betakd_stages.evaluation.metrics import percent
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.files import write_atomically
-from betakd_stages.interruption import Interrupted, StopRequest, stop_requests
-from betakd_stages.matching import MatchedSamples, match_cache
 from betakd_stages.models.adapters import add_adapter, merge_adapter, save_adapter
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
 from betakd_stages.models.parts import freeze
 from betakd_stages.objective import Objective, build_objective
-from betakd_stages.optimizers import optimizer_class_and_options, optimizer_name, student_groups
 from betakd_stages.progress import Progress
-from betakd_stages.selection import ACCURACY, Selection
 from betakd_stages.settings import DistillSettings
-from betakd_stages.trainer import DistillationTrainer, RunCallback
-from betakd_stages.training_log import METRICS, TrainingLog, read_rows
 
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"

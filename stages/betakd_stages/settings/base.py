@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+MAX_LENGTH = "tokens of a sample at most, a longer one is refused, never cut; default: the model's context"
+
 
 class Settings(BaseModel):
     """Base of every group of settings."""

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from betakd_stages.settings_base import Settings
+from betakd_stages.settings.base import Settings
 
 
 class SelectionSettings(Settings):

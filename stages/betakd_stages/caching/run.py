@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from betakd_cache import CacheWriter, TeacherRecord, info
-from betakd_stages.batching import PreparedSample, length_buckets, prepared_windows
+from betakd_stages.caching.batching import PreparedSample, length_buckets, prepared_windows
+from betakd_stages.caching.grounding import check_grounding
+from betakd_stages.caching.written_rows import count_written
 from betakd_stages.data import load_samples
 from betakd_stages.data.asked import samples_for
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
 from betakd_stages.encoding import Encoder
 from betakd_stages.errors import DataError
-from betakd_stages.grounding import check_grounding
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
 from betakd_stages.teachers.base import Scored, Teacher
 from betakd_stages.teachers.opening import open_teacher
 from betakd_stages.teachers.writing import AnswerWriter, Filled
-from betakd_stages.written_rows import count_written
 
 
 @dataclass(frozen=True, slots=True)

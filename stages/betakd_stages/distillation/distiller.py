@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from betakd_cache import Manifest
-from betakd_stages.cached_targets import CachedBatch, decode_batch, labels_only
+from betakd_stages.distillation.cached_targets import CachedBatch, decode_batch, labels_only
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.objective import Objective, ObjectiveOutput
 from betakd_stages.statistics import Head

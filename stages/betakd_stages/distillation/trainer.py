@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from betakd_stages.checkpoints import (
+from betakd_stages.distillation.checkpoints import (
     CHECKPOINT_COMPLETE,
     FIGURES_FILE,
     OBJECTIVE_FILE,
     STUDENT_FILE,
     TRAINER_STATE_FILE,
 )
-from betakd_stages.distiller import (
+from betakd_stages.distillation.distiller import (
     Distiller,
     load_trained,
     load_weights,
@@ -29,14 +29,14 @@ from betakd_stages.distiller import (
     to_cpu,
     trained_parameters,
 )
+from betakd_stages.distillation.interruption import StopRequest
+from betakd_stages.distillation.optimizers import optimizer_class_and_options, student_groups
+from betakd_stages.distillation.selection import Selection
+from betakd_stages.distillation.training_log import TrainingLog, collapsing, summarise
 from betakd_stages.errors import ConfigError
-from betakd_stages.interruption import StopRequest
 from betakd_stages.objective import require_finite
-from betakd_stages.optimizers import optimizer_class_and_options, student_groups
 from betakd_stages.progress import Progress
-from betakd_stages.selection import Selection
 from betakd_stages.settings import DistillSettings
-from betakd_stages.training_log import TrainingLog, collapsing, summarise
 from betakd_stages.weightings import GradientWeighting
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from betakd_cache import CacheError
-from betakd_stages.caching import CacheSummary, cache_teacher, summary
+from betakd_stages.caching.run import CacheSummary, cache_teacher, summary
 from betakd_stages.errors import ConfigError, UserError
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings

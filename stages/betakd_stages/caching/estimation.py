@@ -14,8 +14,8 @@ import torch
 
 from betakd_cache import TeacherCache, open_cache
 from betakd_cache.journal import journal_paths, read_journal
-from betakd_stages.batching import WINDOWS_AHEAD
-from betakd_stages.caching import open_writer, preparing_encoders, score_all
+from betakd_stages.caching.batching import WINDOWS_AHEAD
+from betakd_stages.caching.run import open_writer, preparing_encoders, score_all
 from betakd_stages.data import load_samples
 from betakd_stages.data.asked import samples_for
 from betakd_stages.errors import ConfigError

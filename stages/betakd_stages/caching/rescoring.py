@@ -14,20 +14,20 @@ from torch import Tensor
 
 from betakd_cache import CompactBatch, TeacherCache, open_cache
 from betakd_cache.codec import NUM_WIDE_RANKS, UNITS_PER_NAT, step_table
-from betakd_stages.cached_targets import decode_batch
+from betakd_stages.caching.written_rows import targets_of
 from betakd_stages.data import load_samples
 from betakd_stages.data.asked import SUFFIX, is_asked
 from betakd_stages.data.sample import SampleSet
-from betakd_stages.dataset import EncodedSamples
+from betakd_stages.distillation.cached_targets import decode_batch
+from betakd_stages.distillation.dataset import EncodedSamples
+from betakd_stages.distillation.matching import match_cache
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError, MismatchError
-from betakd_stages.matching import match_cache
 from betakd_stages.models.forward import answer_rows
 from betakd_stages.models.loading import PRECISIONS, LoadedModel, load_model
 from betakd_stages.models.placement import Placement
 from betakd_stages.targets import TeacherTargets
 from betakd_stages.teachers.hf import HuggingFaceTeacher
-from betakd_stages.written_rows import targets_of
 
 ENVIRONMENT = ("backend", "attention", "transformers", "torch")
 """How a teacher was run, not which: a difference is reported, and shows in the figures if it matters."""

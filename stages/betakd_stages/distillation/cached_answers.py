@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_cache import TeacherCache
+from betakd_stages.caching.written_rows import ANSWER_LENGTHS, parse_lengths
 from betakd_stages.encoding.written import WrittenAnswer
-from betakd_stages.written_rows import ANSWER_LENGTHS, parse_lengths
 
 CHUNK_SAMPLES = 4096
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from betakd_stages.checkpoints import OBJECTIVE_FILE, STUDENT_FILE, last_checkpoint, step_of
-from betakd_stages.distiller import Distiller, load_trained, load_weights, save_trained, save_weights
-from betakd_stages.selection_settings import SelectionSettings
-from betakd_stages.training_log import keep_rows
+from betakd_stages.distillation.checkpoints import OBJECTIVE_FILE, STUDENT_FILE, last_checkpoint, step_of
+from betakd_stages.distillation.distiller import Distiller, load_trained, load_weights, save_trained, save_weights
+from betakd_stages.distillation.training_log import keep_rows
+from betakd_stages.settings.selection import SelectionSettings
 
 VALIDATION = "validation.jsonl"
 ACCURACY = "validation_accuracy"

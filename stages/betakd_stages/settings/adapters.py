@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from betakd_stages.settings_base import Settings
+from betakd_stages.settings.base import Settings
 
 
 class AdapterSettings(Settings):

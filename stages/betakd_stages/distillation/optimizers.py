@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from betakd_stages.distiller import trained_parameters
+from betakd_stages.distillation.distiller import trained_parameters
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.loading import first_line
 from betakd_stages.models.parts import parameters_by_part

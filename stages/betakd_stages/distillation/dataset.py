@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from betakd_cache import TeacherCache
-from betakd_stages.cached_answers import CachedAnswers
 from betakd_stages.data.sample import Sample
+from betakd_stages.distillation.cached_answers import CachedAnswers
+from betakd_stages.distillation.matching import MatchedSamples
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.encoding.written import with_answers
 from betakd_stages.errors import MismatchError
-from betakd_stages.matching import MatchedSamples
 
 MEMORY_BYTES = 256 * 2**20
 """Encoded samples are kept in memory up to this size: small sets are then encoded once, not once per epoch."""

@@ -1,0 +1,31 @@
+"""The settings of both stages: strict, frozen, and free of torch, so that `--help` and configuration errors are quick.
+
+An unknown key, a wrong type or a value out of range is an error; nothing is dropped or coerced.
+"""
+
+from betakd_stages.settings.adapters import AdapterSettings
+from betakd_stages.settings.base import Settings
+from betakd_stages.settings.caching import CacheTeacherSettings
+from betakd_stages.settings.distill import ControlSettings, DistillSettings
+from betakd_stages.settings.evaluation import EvaluateSettings
+from betakd_stages.settings.objective import EnergySettings, FeatureSettings, ObjectiveSettings, WeightingSettings
+from betakd_stages.settings.selection import SelectionSettings
+from betakd_stages.settings.teacher import GenerationSettings, VllmSettings
+from betakd_stages.settings.training import TrainingSettings
+
+__all__ = [
+    "AdapterSettings",
+    "CacheTeacherSettings",
+    "ControlSettings",
+    "DistillSettings",
+    "EnergySettings",
+    "EvaluateSettings",
+    "FeatureSettings",
+    "GenerationSettings",
+    "ObjectiveSettings",
+    "SelectionSettings",
+    "Settings",
+    "TrainingSettings",
+    "VllmSettings",
+    "WeightingSettings",
+]

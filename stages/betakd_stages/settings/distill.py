@@ -1,0 +1,62 @@
+"""The settings of stage two."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from betakd_stages.settings.adapters import AdapterSettings
+from betakd_stages.settings.base import MAX_LENGTH, Settings
+from betakd_stages.settings.objective import EnergySettings, ObjectiveSettings, WeightingSettings
+from betakd_stages.settings.training import TrainingSettings
+
+
+class ControlSettings(Settings):
+    """Controls for experiments: what a sound pipeline must lose from."""
+
+    shuffle_records: bool = Field(
+        default=False, description="give every sample another sample's teacher record: the student must get worse"
+    )
+
+
+class DistillSettings(Settings):
+    """Stage two."""
+
+    student: str = Field(description="folder of the student, as saved by save_pretrained")
+    cache: str | None = Field(default=None, description="folder of the teacher cache; none: labels only, no energies")
+    staging: str | None = Field(
+        default=None, description="folder for shards of a cache in an object store; default: the user's cache folder"
+    )
+    staging_limit_gb: float | None = Field(
+        default=None, gt=0, description="GB of shards kept there, all caches together; default: 68.7 (64 GiB)"
+    )
+    data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
+    validation: str | None = Field(default=None, description="data specification of what to measure the student on")
+    targets: Literal["data", "generated"] = Field(
+        default="data", description="the answers to learn, as data has them or as the cache's teacher wrote them"
+    )
+    on_mismatch: Literal["stop", "drop"] = Field(
+        default="stop",
+        description="samples whose answers, text or image differ from the cache's: stop, or drop and count",
+    )
+    prompts: Literal["same", "own"] = Field(
+        default="same", description="the student's chat template: the cache's, or its own; answer tokens agree anyway"
+    )
+    max_length: int | None = Field(default=None, gt=0, description=MAX_LENGTH)
+    seed: int = 0
+    objective: ObjectiveSettings = ObjectiveSettings(energies=(EnergySettings(name="fkl"),))
+    weighting: WeightingSettings = WeightingSettings()
+    training: TrainingSettings = TrainingSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    control: ControlSettings = ControlSettings()
+
+    @model_validator(mode="after")
+    def _what_they_need(self) -> "DistillSettings":
+        if self.training.evaluate_every_steps and self.validation is None:
+            raise ValueError("training.evaluate_every_steps is given but no data to measure on: name it as validation")
+        if self.cache is None and self.targets == "generated":
+            raise ValueError(
+                "targets is generated but no cache is given, which holds such answers: name one (--cache DIR)"
+            )
+        if self.cache is None and (self.objective.energies or self.objective.features or self.control.shuffle_records):
+            raise ValueError("energies, features or controls are named but no cache is given: name one (--cache DIR)")
+        return self

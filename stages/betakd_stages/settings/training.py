@@ -1,0 +1,41 @@
+"""The settings of how long and how fast a student trains."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from betakd_stages.settings.selection import SelectionSettings
+
+
+class TrainingSettings(SelectionSettings):
+    """How long and how fast."""
+
+    steps: int | None = Field(default=None, gt=0, description="optimizer steps; excludes epochs")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the data; excludes steps; default 1")
+    batch_size: int = Field(default=8, gt=0, description="samples per step and process")
+    accumulation: int = Field(default=1, gt=0, description="batches per optimizer step")
+    learning_rate: float = Field(default=4e-5, gt=0)
+    projector_learning_rate: float | None = Field(default=None, gt=0, description="default: learning_rate")
+    optimizer: str = Field(default="adamw_torch_fused", description="a name of transformers', e.g. paged_adamw_8bit")
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_gradient_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
+    train_vision_tower: bool = False
+    train_projector: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every_steps: int = Field(default=10, gt=0)
+    checkpoint_every_steps: int = Field(default=500, gt=0)
+    num_threads: int | None = Field(default=None, gt=0, description="CPU threads of torch; default: all cores")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSettings":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("steps and epochs are both given: keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rate_of_what_trains(self) -> "TrainingSettings":
+        if self.projector_learning_rate is not None and not self.train_projector:
+            raise ValueError("projector_learning_rate is given, but train_projector is false: leave one of them out")
+        return self

@@ -19,6 +19,7 @@ from betakd_pipe.cli_options import (
     names_in,
     part_of_work,
 )
+from betakd_pipe.launch import is_first_process
 
 if TYPE_CHECKING:
     from betakd_stages.caching.run import CacheSummary
@@ -100,6 +101,7 @@ def cache_teacher(
         "betakd-pipe distill --config recipe.yaml --out run --targets generated  (the teacher's own answers)",
         "betakd-pipe distill --config recipe.yaml --out run --adapter lora --set adapter.rank=8",
         "betakd-pipe distill --config recipe.yaml --out run --cache s3://bucket/cache --staging /scratch/shards",
+        "accelerate launch --num_processes 8 -m betakd_pipe distill --config recipe.yaml --out run",
     )
 )
 def distill(
@@ -140,12 +142,14 @@ def distill(
     flags |= {"targets": targets, "on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
     settings = load_settings(DistillSettings, config, flags, set_ or ())
     if stage_runs.distillation_is_finished(settings, out):
-        print(f"{out}: already finished; nothing to do")
+        if is_first_process():
+            print(f"{out}: already finished; nothing to do")
         return
     stages = stage_runs.load_stages()
     summary = stage_runs.distill(settings, out, progress=terminal_progress(), stages=stages)
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary.final_metrics.items())
-    print(f"{out}: {summary.steps} steps; {metrics}")
+    if is_first_process():
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary.final_metrics.items())
+        print(f"{out}: {summary.steps} steps; {metrics}")
 
 
 @stage_commands.command(

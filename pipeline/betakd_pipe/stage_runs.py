@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from betakd_pipe.launch import is_first_process
 from betakd_pipe.model_card import write_card
 from betakd_pipe.run_folder import CARD, MODEL, check_configuration, run_folder
 from betakd_stages.errors import ConfigError
-from betakd_stages.progress import Progress
+from betakd_stages.progress import Progress, SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ def build_model(language_model: Path, vision_tower: Path, out: Path, *, seed: in
 
 
 def distill(settings: DistillSettings, out: Path, *, progress: Progress, stages: Stages) -> "DistillSummary":
-    """What stage two ended with; resumes an interrupted run, and writes the model card last."""
+    """What stage two ended with; resumes an interrupted run, and writes the model card last.
+
+    Of several processes the first one owns the folder; the others train with it.
+    """
+    if not is_first_process():
+        helped: DistillSummary = stages.distill(settings, out, progress=SilentProgress())
+        return helped
     with run_folder(out, settings) as folder:
         summary: DistillSummary = stages.distill(settings, folder, progress=progress)
         write_card(folder, settings, summary.final_metrics)

@@ -40,7 +40,7 @@ def rows(run: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-def digits_of_weights(student: Any, specification: str) -> float:
+def digits_of_weights(student: Any, *_: Any) -> float:
     """An accuracy that jumps up and down as the student trains, and follows from its weights alone."""
     return float(student.model.get_output_embeddings().weight.detach().double().norm() * 1e7 % 100)
 
@@ -48,7 +48,7 @@ def digits_of_weights(student: Any, specification: str) -> float:
 def test_the_best_student_is_saved_and_a_resumed_run_saves_the_same(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_validation_accuracy", digits_of_weights)
+    monkeypatch.setattr(training, "validation_accuracy", digits_of_weights)
     asked = settings(world, evaluate_every_steps=2, keep_best=True)
     summary = distill(asked, tmp_path / "whole", progress=SilentProgress())
     measured = rows(tmp_path / "whole", "validation.jsonl")
@@ -85,7 +85,7 @@ def test_measuring_changes_nothing_in_the_training(world: World, tmp_path: Path)
 def test_a_student_that_does_not_become_better_stops_early_also_where_a_signal_comes_then(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_validation_accuracy", lambda *_: 50.0)
+    monkeypatch.setattr(training, "validation_accuracy", lambda *_: 50.0)
     asked = settings(world, evaluate_every_steps=2, patience=2)
     summary = distill(asked, tmp_path / "whole", progress=SilentProgress())
     assert summary.steps == 6  # the first is the best, then two that are not better

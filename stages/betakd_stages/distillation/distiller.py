@@ -1,18 +1,21 @@
 """The module that is trained: the student, and beside it everything the objective learns."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from betakd_cache import Manifest
 from betakd_stages.distillation.cached_targets import CachedBatch, decode_batch, labels_only
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.objective import Objective, ObjectiveOutput
+from betakd_stages.processes import index_and_count
 from betakd_stages.statistics import Head
 
 
@@ -62,20 +65,54 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's parameters and buffers to a safetensors file; tied ones are written once each."""
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}, path)
+    """Write a module's parameters and buffers to a safetensors file; tied ones are written once each.
+
+    Where several processes train, all have to call this, and the first one writes.
+    """
+    _save(whole_tensors(module.state_dict()), path)
 
 
 def save_trained(module: nn.Module, path: Path) -> None:
-    """Write what training changes, parameters with a gradient and buffers; the rest stays where it was read from."""
-    save_file({name: value.detach().cpu().clone().contiguous() for name, value in _changing(module).items()}, path)
+    """Write what training changes, parameters with a gradient and buffers; the rest stays where it was read from.
+
+    Where several processes train, all have to call this, and the first one writes.
+    """
+    _save(trained_tensors(module), path)
+
+
+def trained_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """What `save_trained` writes."""
+    return whole_tensors(_changing(module))
+
+
+def whole_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU, gathered from all processes where each holds a shard."""
+    values = {name: value.detach() for name, value in tensors.items()}
+    whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in values.items()}
+    return {name: value.cpu().clone().contiguous() for name, value in whole.items()}
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each of several processes holds a part of every parameter (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    if index_and_count()[0] == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
 
 
 def load_trained(module: nn.Module, path: Path) -> None:
     """Restore what `save_trained` wrote. Raises RuntimeError where something that trains is not there."""
+    load_tensors(module, load_file(path))
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put `trained_tensors` in their places. Raises RuntimeError where something that trains is not among them."""
     changing = _changing(module)
     frozen = {name: value for name, value in module.state_dict().items() if name not in changing}
-    module.load_state_dict({**frozen, **load_file(path)})
+    module.load_state_dict({**frozen, **tensors})
 
 
 def _changing(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,37 +6,45 @@ is renamed into place last: a run is finished when it exists.
 """
 
 import json
-import math
 import shutil
 import signal
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments, set_seed
+from safetensors.torch import save_file
+from transformers import set_seed
 
 from betakd_cache import Manifest, TeacherCache, open_cache
 from betakd_cache.staging import LIMIT_BYTES
 from betakd_stages.data import load_samples
+from betakd_stages.distillation.arguments import training_arguments
+from betakd_stages.distillation.batches import RunBatches, grouping_sizes, num_steps, step_shape
+from betakd_stages.distillation.callback import RunCallback
 from betakd_stages.distillation.checkpoints import last_checkpoint, step_of
 from betakd_stages.distillation.dataset import EncodedSamples, make_collator, shuffled_within_lengths
-from betakd_stages.distillation.distiller import Distiller, save_weights
-from betakd_stages.distillation.interruption import Interrupted, StopRequest, stop_requests
+from betakd_stages.distillation.distiller import (
+    Distiller,
+    is_sharded,
+    load_tensors,
+    trained_tensors,
+    whole_tensors,
+)
+from betakd_stages.distillation.interruption import Interrupted, stop_requests
+from betakd_stages.distillation.launching import require_what_processes_can
 from betakd_stages.distillation.matching import MatchedSamples, match_cache
-from betakd_stages.distillation.optimizers import optimizer_class_and_options, optimizer_name, student_groups
+from betakd_stages.distillation.optimizers import student_groups
 from betakd_stages.distillation.selection import ACCURACY, Selection
-from betakd_stages.distillation.trainer import DistillationTrainer, RunCallback
+from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.distillation.training_log import METRICS, TrainingLog, read_rows
-from betakd_stages.evaluation.benchmarks import exact_match
-from betakd_stages.evaluation.generation import greedy_answers
-from betakd_stages.evaluation.metrics import percent
+from betakd_stages.distillation.validation import validation_accuracy
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.files import write_atomically
 from betakd_stages.models.adapters import add_adapter, merge_adapter, save_adapter
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
 from betakd_stages.models.parts import freeze
 from betakd_stages.objective import Objective, build_objective
+from betakd_stages.processes import index_and_count, join_processes
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
 
@@ -57,12 +65,14 @@ class DistillSummary:
 def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> DistillSummary:
     """Train the student and save it to `out`/model; a finished run is left as it is.
 
-    Raises MismatchError, DataError, ModelError, ConfigError or CacheError before anything is written to `out` where
-    the inputs do not belong together, and Interrupted where SIGTERM or Ctrl-C stopped it, after a checkpoint.
+    Several processes, as launchers start them, train it together; the first one writes, and only its summary has
+    metrics. Raises MismatchError, DataError, ModelError, ConfigError or CacheError before anything is written to `out`
+    where the inputs do not belong together, and Interrupted where SIGTERM or Ctrl-C stopped it, after a checkpoint.
     """
     if (out / MODEL_FOLDER).is_dir():
         result = json.loads((out / RESULT).read_text(encoding="utf-8"))
         return DistillSummary(result["steps"], result["metrics"], already_finished=True)
+    join_processes()
     if settings.training.num_threads:
         torch.set_num_threads(settings.training.num_threads)
     set_seed(settings.seed)
@@ -79,6 +89,29 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
             own_prompts=settings.prompts == "own",
             targets=settings.targets,
         )
+    student = load_student(settings)
+    objective = _build_objective(settings, student, cache.manifest if cache else None)
+    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
+    steps, kept_step = _train(settings, distiller, student, cache, matched, out, progress)
+    if is_sharded(student.model):
+        trained = trained_tensors(student.model)
+        student = load_student(settings)
+        load_tensors(student.model, trained)
+    learned = whole_tensors(objective.state_dict())
+    if index_and_count()[0] > 0:
+        return DistillSummary(steps, {}, already_finished=False)
+    metrics = {key: value for key, value in read_rows(out / METRICS)[-1].items() if key != "step" and value is not None}
+    metrics["num_dropped"] = matched.num_dropped
+    if kept_step is not None:
+        metrics["kept_step"] = kept_step
+    if settings.validation:
+        metrics[ACCURACY] = validation_accuracy(student, settings.validation)
+    _finish(settings, out, student, learned, steps, metrics)
+    return DistillSummary(steps, metrics, already_finished=False)
+
+
+def load_student(settings: DistillSettings) -> LoadedModel:
+    """The student as training starts with it: what does not train is frozen, and adapters are in place."""
     student = load_model(settings.student, max_length=settings.max_length)
     freeze(
         student.model,
@@ -86,17 +119,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
         train_projector=settings.training.train_projector,
     )
     add_adapter(student.model, settings.adapter)
-    objective = _build_objective(settings, student, cache.manifest if cache else None)
-    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
-    steps, kept_step = _train(settings, distiller, student, cache, matched, out, progress)
-    metrics = {key: value for key, value in read_rows(out / METRICS)[-1].items() if key != "step" and value is not None}
-    metrics["num_dropped"] = matched.num_dropped
-    if kept_step is not None:
-        metrics["kept_step"] = kept_step
-    if settings.validation:
-        metrics[ACCURACY] = _validation_accuracy(student, settings.validation)
-    _finish(settings, out, student, objective, steps, metrics)
-    return DistillSummary(steps, metrics, already_finished=False)
+    return student
 
 
 def _open_cache(settings: DistillSettings) -> TeacherCache:
@@ -144,37 +167,55 @@ def _train(
     dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256 if cache else None, matched.answers)
     for index in range(min(len(dataset), 2 * settings.training.batch_size)):
         dataset[index]  # an unreadable or foreign image shows before anything is written
-    arguments = _training_arguments(settings, out)
-    optimizer_class_and_options(arguments)  # and so does an optimizer that cannot be had
+    index, count = index_and_count()
+    shape = step_shape(settings.training, count)
+    total = num_steps(settings.training, len(dataset), shape.num_samples)
+    arguments = training_arguments(settings, out, shape, total)
     student_groups(student.model, settings.training)
+    require_what_processes_can(settings)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
     resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer = DistillationTrainer(
         distiller,
         settings,
+        RunBatches(
+            len(dataset),
+            shape,
+            num_steps=total,
+            process_index=index,
+            seed=settings.seed,
+            sizes=grouping_sizes(matched.samples, settings.training.group_by),
+        ),
         args=arguments,
         train_dataset=dataset,
         data_collator=make_collator(student.encoder, cache, indices),
     )
     selection = Selection(
-        settings.training, out, resumed_step, distiller, lambda: _validation_accuracy(student, str(settings.validation))
+        settings.training,
+        out,
+        resumed_step,
+        distiller,
+        lambda: validation_accuracy(student, str(settings.validation), index, count),
     )
-    progress.start("student", total=_num_steps(settings, len(dataset)), done=resumed_step)
+    log = TrainingLog(out, resumed_step) if index == 0 else None
+    progress.start("student", total=total, done=resumed_step)
     try:
-        _run(trainer, TrainingLog(out, resumed_step), selection, progress, checkpoint)
+        _run(trainer, log, selection, progress, checkpoint)
     finally:
         progress.finish()
     return trainer.state.global_step, selection.restore_best()
 
 
 def _run(
-    trainer: DistillationTrainer, log: TrainingLog, selection: Selection, progress: Progress, checkpoint: Path | None
+    trainer: DistillationTrainer,
+    log: TrainingLog | None,
+    selection: Selection,
+    progress: Progress,
+    checkpoint: Path | None,
 ) -> None:
     """Train to the last step, or until a signal; raises Interrupted then."""
-    # Of several processes each would stop after a step of its own, and the others wait for it.
-    alone = trainer.args.world_size == 1
-    with stop_requests() if alone else nullcontext(StopRequest()) as request:
+    with stop_requests() as request:
         callback = RunCallback(trainer, log, selection, progress, request)
         trainer.add_callback(callback)
         trainer.train_from(checkpoint)
@@ -184,55 +225,11 @@ def _run(
         signal.raise_signal(request.signal)
 
 
-def _training_arguments(settings: DistillSettings, out: Path) -> TrainingArguments:
-    training = settings.training
-    return TrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        max_steps=training.steps or -1,
-        num_train_epochs=training.epochs or 1.0,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulation,
-        learning_rate=training.learning_rate,
-        optim=optimizer_name(training.optimizer),
-        warmup_steps=training.warmup,
-        lr_scheduler_type=training.schedule,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_gradient_norm,
-        bf16=training.precision == "bf16",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        logging_strategy="no",
-        save_strategy="no",
-        save_total_limit=2,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        report_to=[],
-    )
-
-
-def _num_steps(settings: DistillSettings, num_samples: int) -> int:
-    training = settings.training
-    if training.steps:
-        return training.steps
-    batches = math.ceil(num_samples / training.batch_size)
-    return math.ceil((training.epochs or 1.0) * math.ceil(batches / training.accumulation))
-
-
-def _validation_accuracy(student: LoadedModel, specification: str) -> float:
-    """The share of validation labels that the student answers word for word, in percent."""
-    samples = load_samples(specification)
-    answers = [
-        answer.text for batch in greedy_answers(student, samples, batch_size=256, max_new_tokens=16) for answer in batch
-    ]
-    return percent([exact_match(a, s.turns[0].answer) for a, s in zip(answers, samples, strict=True)])
-
-
 def _finish(
     settings: DistillSettings,
     out: Path,
     student: LoadedModel,
-    objective: Objective,
+    learned: dict[str, torch.Tensor],
     steps: int,
     metrics: dict[str, float],
 ) -> None:
@@ -244,7 +241,7 @@ def _finish(
         merge_adapter(student.model)
     student.model.save_pretrained(temporary)
     student.encoder.save(temporary)
-    save_weights(objective, out / "weighting.safetensors")
+    save_file(learned, out / "weighting.safetensors")
     write_atomically(out / RESULT, json.dumps({"steps": steps, "metrics": metrics}, indent=2) + "\n")
     temporary.rename(out / MODEL_FOLDER)
     # Checkpoints serve only to resume, and hold the optimizer: several times the model's size.

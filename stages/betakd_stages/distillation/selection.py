@@ -8,7 +8,8 @@ from typing import Any
 
 from betakd_stages.distillation.checkpoints import OBJECTIVE_FILE, STUDENT_FILE, last_checkpoint, step_of
 from betakd_stages.distillation.distiller import Distiller, load_trained, load_weights, save_trained, save_weights
-from betakd_stages.distillation.training_log import keep_rows
+from betakd_stages.distillation.training_log import keep_rows, rows_until
+from betakd_stages.processes import index_and_count
 from betakd_stages.settings.selection import SelectionSettings
 
 VALIDATION = "validation.jsonl"
@@ -18,7 +19,8 @@ ACCURACY = "validation_accuracy"
 class Selection:
     """Measures the student, writes validation.jsonl, and holds the weights of the best step under checkpoints/.
 
-    The rows are all the state there is: a resumed run drops those beyond its checkpoint and measures again.
+    The rows are all the state there is: a resumed run drops those beyond its checkpoint and measures again. Where
+    several processes train, all of them have the rows, and the first one writes.
     """
 
     def __init__(
@@ -34,7 +36,10 @@ class Selection:
         self._checkpoints = out / "checkpoints"
         self._distiller = distiller
         self._measure = measure
-        self._rows = keep_rows(self._path, resumed_step) if settings.evaluate_every_steps else []
+        self._writes = index_and_count()[0] == 0
+        self._rows: list[dict[str, Any]] = []
+        if settings.evaluate_every_steps:
+            self._rows = (keep_rows if self._writes else rows_until)(self._path, resumed_step)
 
     def after_step(self, step: int, *, last: bool) -> bool:
         """Measure if it is time to; whether the student has not become better for too long."""
@@ -45,8 +50,9 @@ class Selection:
         best = best_row(self._rows)
         if self._settings.keep_best and best["step"] == step:
             self._keep(step)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._rows[-1]) + "\n")
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self._rows[-1]) + "\n")
         num_since = len(self._rows) - 1 - self._rows.index(best)
         return self._settings.patience is not None and num_since >= self._settings.patience
 
@@ -61,9 +67,10 @@ class Selection:
 
     def _keep(self, step: int) -> None:
         """Save this step's weights; older ones go, but for those that a run resumed from a checkpoint calls best."""
-        self._folder(step).mkdir(parents=True, exist_ok=True)
         save_trained(self._distiller.student, self._folder(step) / STUDENT_FILE)
         save_weights(self._distiller.objective, self._folder(step) / OBJECTIVE_FILE)
+        if not self._writes:
+            return
         checkpoint = last_checkpoint(self._checkpoints)
         before = [row for row in self._rows if checkpoint and row["step"] <= step_of(checkpoint)]
         needed = {step} | ({best_row(before)["step"]} if before else set())

@@ -135,8 +135,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows up to that step; none where there is no file."""
+    return [row for row in (read_rows(path) if path.is_file() else []) if row["step"] <= step]
+
+
 def keep_rows(path: Path, resumed_step: int) -> list[dict[str, Any]]:
     """The rows up to that step; the file holds them alone afterwards, and exists."""
-    kept = [row for row in (read_rows(path) if path.is_file() else []) if row["step"] <= resumed_step]
+    kept = rows_until(path, resumed_step)
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
     return kept

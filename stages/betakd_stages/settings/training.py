@@ -13,7 +13,16 @@ class TrainingSettings(SelectionSettings):
     steps: int | None = Field(default=None, gt=0, description="optimizer steps; excludes epochs")
     epochs: float | None = Field(default=None, gt=0, description="passes over the data; excludes steps; default 1")
     batch_size: int = Field(default=8, gt=0, description="samples per step and process")
-    accumulation: int = Field(default=1, gt=0, description="batches per optimizer step")
+    accumulation: int = Field(default=1, gt=0, description="batches per optimizer step; excludes global_batch_size")
+    global_batch_size: int | None = Field(
+        default=None, gt=0, description="samples per optimizer step of all processes; gives accumulation"
+    )
+    group_by: Literal["nothing", "length", "modality"] = Field(
+        default="nothing", description="put samples of like length into a step; modality: and with image or without"
+    )
+    data_workers: int | None = Field(
+        default=None, ge=0, description="processes that prepare batches, per process; default: 4 with a GPU, 0 without"
+    )
     learning_rate: float = Field(default=4e-5, gt=0)
     projector_learning_rate: float | None = Field(default=None, gt=0, description="default: learning_rate")
     optimizer: str = Field(default="adamw_torch_fused", description="a name of transformers', e.g. paged_adamw_8bit")
@@ -32,6 +41,12 @@ class TrainingSettings(SelectionSettings):
     def _one_length(self) -> "TrainingSettings":
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs are both given: keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _one_size_of_a_step(self) -> "TrainingSettings":
+        if self.global_batch_size is not None and self.accumulation != 1:
+            raise ValueError("accumulation and global_batch_size are both given: keep one of them")
         return self
 
     @model_validator(mode="after")

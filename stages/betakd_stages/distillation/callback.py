@@ -1,0 +1,87 @@
+"""What happens after each step of a student's training."""
+
+import logging
+import signal
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from betakd_stages.distillation.interruption import StopRequest
+from betakd_stages.distillation.selection import Selection
+from betakd_stages.distillation.trainer import DistillationTrainer
+from betakd_stages.distillation.training_log import TrainingLog, collapsing, summarise
+from betakd_stages.processes import largest_of_processes
+from betakd_stages.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class RunCallback(TrainerCallback):
+    """After each step: advance the objective, write metrics, show progress, ask for checkpoints, stop if asked to."""
+
+    def __init__(
+        self,
+        trainer: DistillationTrainer,
+        log: TrainingLog | None,
+        selection: Selection,
+        progress: Progress,
+        request: StopRequest,
+    ) -> None:
+        self._trainer = trainer
+        self._log = log
+        self._selection = selection
+        self._progress = progress
+        self._request = request
+        self._first_row: dict[str, float | None] = {}
+        self._warned: set[str] = set()
+        self.stopped_by: signal.Signals | None = None
+        """The signal that ended the training after a step, with a checkpoint."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._trainer.measure_scales()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        training = self._trainer.settings.training
+        step, last = state.global_step, state.global_step == state.max_steps
+        self._trainer.distiller.objective.advance(step / state.max_steps)
+        if self._selection.after_step(step, last=last):
+            last = control.should_training_stop = True
+            state.max_steps = step  # so that a checkpoint from here has nothing left to train
+        if step % training.log_every_steps == 0 or last:
+            self._write_row(step)
+        self._progress.advance(1)
+        self.stopped_by = self._signal_of_any_process()
+        stop = self.stopped_by is not None
+        control.should_save = stop or (step % training.checkpoint_every_steps == 0 and not last)
+        control.should_training_stop = stop or control.should_training_stop
+        return control
+
+    def _write_row(self, step: int) -> None:
+        figures = self._trainer.take_figures()
+        if self._log is None:
+            return
+        row = summarise(figures, self._trainer.distiller.objective.channels)
+        row["learning_rate"] = self._trainer._get_learning_rate()
+        self._log.write(step, row)
+        self._warn_of_collapse(step, row)
+        self._progress.advance(0, objective=f"{row['objective']:.4f}")
+
+    def _signal_of_any_process(self) -> signal.Signals | None:
+        """So that all stop after the same step: a signal reaches each of them in a step of its own."""
+        number = largest_of_processes(self._request.signal or 0, self._trainer.args.device)
+        return signal.Signals(number) if number else None
+
+    def _warn_of_collapse(self, step: int, row: dict[str, float | None]) -> None:
+        self._first_row = self._first_row or row
+        for channel in collapsing(self._first_row, row, self._trainer.distiller.objective.channels):
+            if channel not in self._warned:
+                logger.warning(
+                    f"step {step}: the weight of {channel} grows where the teacher knows least (its log correlates "
+                    f"{row[f'entropy_correlation/{channel}']:+.2f} with the teacher's entropy): it collapses. "
+                    "Try the energy's include_teacher_entropy or confidence_gate, or task weighting"
+                )
+                self._warned.add(channel)

@@ -30,6 +30,9 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
+        # The classes of layers that FSDP2 gathers one after the other; families name some that a model may lack.
+        classes = {type(module).__name__ for module in student.modules()}
+        self._no_split_modules = sorted(classes.intersection(student._no_split_modules or ()))
         self.objective = objective
         self._vocabulary_size = vocabulary_size
         self._manifest = manifest

@@ -2,6 +2,8 @@
 
 import os
 
+from transformers.integrations import is_deepspeed_zero3_enabled
+
 from betakd_stages.errors import ConfigError
 from betakd_stages.processes import index_and_count
 from betakd_stages.settings import DistillSettings
@@ -9,7 +11,10 @@ from betakd_stages.weightings import WEIGHTINGS, GradientWeighting
 
 
 def require_what_processes_can(settings: DistillSettings) -> None:
-    """Nothing; raises ConfigError for settings, or ways to start several processes, that do not go together."""
+    """Nothing; raises ConfigError for settings, or ways to start several processes, that do not go together.
+
+    To be called when the Trainer's arguments have been made: they read DeepSpeed's configuration.
+    """
     num_processes = index_and_count()[1]
     if num_processes == 1:
         return
@@ -26,7 +31,7 @@ def require_what_processes_can(settings: DistillSettings) -> None:
                 "training.evaluate_every_steps is given, but with FSDP no process holds the whole student while it "
                 "trains: leave it out (the accuracy is measured at the end), or use DDP"
             )
-    if _is_on("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+    if is_deepspeed_zero3_enabled():
         raise ConfigError("DeepSpeed ZeRO-3 was asked for, stages 1 and 2 are supported: use those, or FSDP2")
 
 

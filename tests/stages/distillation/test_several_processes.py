@@ -116,8 +116,8 @@ def test_two_processes_equal_one(arguments: list[str], alone: Path, tmp_path: Pa
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
-def interrupted_and_resumed(launcher: list[str], arguments: list[str], out: Path) -> None:
-    """SIGTERM to the launcher, which hands it on, as soon as there is a checkpoint; then the same command again."""
+def interrupt(launcher: list[str], arguments: list[str], out: Path) -> None:
+    """SIGTERM to the launcher, which hands it on, as soon as there is a checkpoint."""
     process = start(launcher, arguments, out, batch_size=3)
     deadline = time.monotonic() + START_S
     while last_checkpoint(out / "checkpoints") is None and time.monotonic() < deadline and process.poll() is None:
@@ -125,9 +125,7 @@ def interrupted_and_resumed(launcher: list[str], arguments: list[str], out: Path
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=START_S)
     assert not (out / "model").exists()
-    checkpoint = last_checkpoint(out / "checkpoints")
-    assert checkpoint is not None
-    finish(start(launcher, arguments, out, batch_size=3))
+    assert last_checkpoint(out / "checkpoints") is not None
 
 
 def test_two_processes_that_hold_a_shard_each_equal_one(arguments: list[str], alone: Path, tmp_path: Path) -> None:
@@ -139,14 +137,24 @@ def test_two_processes_that_hold_a_shard_each_equal_one(arguments: list[str], al
 @pytest.mark.long
 def test_two_processes_that_hold_a_shard_each_resume(arguments: list[str], alone: Path, tmp_path: Path) -> None:
     """Checkpoints hold whole tensors, gathered and shared out again."""
-    interrupted_and_resumed(FSDP2, [*arguments, "--set", "training.checkpoint_every_steps=2"], tmp_path / "run")
+    often = [*arguments, "--set", "training.checkpoint_every_steps=2"]
+    interrupt(FSDP2, often, tmp_path / "run")
+    finish(start(FSDP2, often, tmp_path / "run", batch_size=3))
     assert_alike(alone, tmp_path / "run")
 
 
 @pytest.mark.long
-def test_two_processes_resume(arguments: list[str], alone: Path, tmp_path: Path) -> None:
-    interrupted_and_resumed(DDP, [*arguments, "--set", "training.checkpoint_every_steps=2"], tmp_path / "run")
-    assert_alike(alone, tmp_path / "run")
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_what_two_processes_began_is_ended_by_two_or_by_one(
+    arguments: list[str], alone: Path, tmp_path: Path, num_processes: int
+) -> None:
+    often, out = [*arguments, "--set", "training.checkpoint_every_steps=2"], tmp_path / "run"
+    interrupt(DDP, often, out)
+    if num_processes == 1:
+        assert main([*often, "--set", "training.batch_size=3", "--out", str(out)]) == 0
+    else:
+        finish(start(DDP, often, out, batch_size=3))
+    assert_alike(alone, out)
 
 
 def settings(world: World, **changes: object) -> DistillSettings:
@@ -168,7 +176,6 @@ def test_what_several_processes_cannot_do_is_refused(world: World, monkeypatch: 
     with pytest.raises(ConfigError, match="with FSDP no process holds the whole student"):
         launching.require_what_processes_can(measured)
     monkeypatch.delitem(os.environ, "ACCELERATE_USE_FSDP")
-    monkeypatch.setitem(os.environ, "ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setitem(os.environ, "ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setattr(launching, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ConfigError, match="ZeRO-3 was asked for, stages 1 and 2"):
         launching.require_what_processes_can(settings(world))

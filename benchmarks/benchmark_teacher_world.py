@@ -38,6 +38,25 @@ class Shape:
     dtype: torch.dtype
 
 
+def _tower(width: int, num_layers: int) -> dict[str, Any]:
+    heads = max(width // 64, 2)
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": heads,
+    }
+
+
+def _language(width: int, num_layers: int, inner: int | None = None) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner or width * 11 // 4,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": max(width // 128, 2),
+    }
+
+
 SMALL = Shape(
     image_size=112,
     vision={"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -60,6 +79,16 @@ LARGE = Shape(
     vocabulary_size=32_000,
     dtype=torch.bfloat16,
 )
+
+SHAPES = {
+    "quick student": Shape(112, _tower(128, 2), _language(128, 2), 8_000, torch.float32),
+    "quick teacher": Shape(112, _tower(128, 2), _language(256, 4), 8_000, torch.float32),
+    "cpu student": Shape(112, _tower(128, 4), _language(512, 6), 32_000, torch.float32),
+    "cpu teacher": Shape(112, _tower(128, 4), _language(1024, 10), 32_000, torch.float32),
+    "cuda student": Shape(336, _tower(1024, 24), _language(2048, 24, 5632), 32_000, torch.float32),
+    "cuda teacher": LARGE,
+}
+"""Students and teachers side by side: on a GPU MobileVLM V2's sizes, on a CPU a fraction of them."""
 
 
 def save_teacher(folder: Path, shape: Shape, device: str) -> tuple[PreTrainedModel, Encoder]:
@@ -89,7 +118,7 @@ def save_teacher(folder: Path, shape: Shape, device: str) -> tuple[PreTrainedMod
     return model, load_encoder(folder)
 
 
-def save_samples(folder: Path, number: int) -> str:
+def save_samples(folder: Path, number: int, log_median_words: float = 3.0) -> str:
     """The data specification of so many samples: most answers are short, some are long."""
     generator = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
@@ -99,7 +128,7 @@ def save_samples(folder: Path, number: int) -> str:
         photograph.save(folder / "images" / f"{index}.jpg", quality=90)
     entries = []
     for index in range(number):
-        question, answer = generator.integers(5, 60), min(400, round(generator.lognormal(3.0, 1.2)) + 1)
+        question, answer = generator.integers(5, 60), min(400, round(generator.lognormal(log_median_words, 1.2)) + 1)
         talk = [
             {"from": "human", "value": _words(generator, int(question))},
             {"from": "gpt", "value": _words(generator, int(answer))},

@@ -10,9 +10,7 @@ fits into 24 GiB.
 """
 
 import argparse
-import ctypes
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmark_measures import median_interval, resident_growth_mib
 from betakd_stages.energies import make_energy
 from betakd_stages.statistics import SAVE_BYTES, Head, Needs, student_statistics
 from betakd_stages.targets import TeacherTargets
@@ -42,8 +41,6 @@ NUM_KEPT = 64
 TEMPERATURES = (1.0, 5.0)
 """What ctkd can reach."""
 BASELINE = "CE"
-M_MMAP_THRESHOLD = -3
-"""glibc's number of that option of mallopt."""
 ENERGIES = ["fkl", "cosine_probs", "alpha_beta", "mse_logits", "ctkd"]
 """One for each set of statistics: temperature 1, and its half, and an odd one, moments, a learned temperature."""
 
@@ -214,29 +211,7 @@ def peak_memory_mib(problem: Problem, loss: Callable[[], Tensor]) -> float:
         before = torch.cuda.memory_allocated()
         step(problem, loss)
         return (torch.cuda.max_memory_allocated() - before) / 2**20 - head_gradient_mib
-    # Blocks of a MiB and more go back to the system when freed, so that they count only while they live.
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    resident_before_mib = resident_mib("VmRSS")
-    step(problem, loss)
-    return resident_mib("VmHWM") - resident_before_mib - head_gradient_mib
-
-
-def resident_mib(field: str) -> float:
-    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
-
-
-def median_interval(values: list[float]) -> tuple[float, float]:
-    """The order statistics that hold the median with at least 95 % confidence, or the extremes of too few values."""
-    ordered, num_values = sorted(values), len(values)
-    outside = 0.0
-    rank = 0
-    while 2 * (outside + math.comb(num_values, rank) / 2**num_values) <= 0.05:
-        outside += math.comb(num_values, rank) / 2**num_values
-        rank += 1
-    rank = max(rank - 1, 0)
-    return ordered[rank], ordered[num_values - 1 - rank]
+    return resident_growth_mib(partial(step, problem, loss)) - head_gradient_mib
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:

@@ -90,7 +90,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
             targets=settings.targets,
         )
     student = load_student(settings)
-    objective = _build_objective(settings, student, cache.manifest if cache else None)
+    objective = build_student_objective(settings, student, cache.manifest if cache else None)
     distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
     steps, kept_step = _train(settings, distiller, student, cache, matched, out, progress)
     if is_sharded(student.model):
@@ -128,7 +128,8 @@ def _open_cache(settings: DistillSettings) -> TeacherCache:
     return open_cache(str(settings.cache), staging=settings.staging, staging_limit_bytes=limit_bytes)
 
 
-def _build_objective(settings: DistillSettings, student: LoadedModel, manifest: Manifest | None) -> Objective:
+def build_student_objective(settings: DistillSettings, student: LoadedModel, manifest: Manifest | None) -> Objective:
+    """The objective of these settings, for what the cache holds and the student gives."""
     teacher_features = {
         name: FeatureStatistics(torch.from_numpy(held.mean).float(), torch.from_numpy(held.deviation).float())
         for name, held in (manifest.feature_statistics if manifest else {}).items()

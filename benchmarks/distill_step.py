@@ -40,7 +40,7 @@ from betakd_stages.distillation.batches import RunBatches, StepShape
 from betakd_stages.distillation.dataset import EncodedSamples, make_collator
 from betakd_stages.distillation.distiller import Distiller
 from betakd_stages.distillation.matching import match_cache
-from betakd_stages.distillation.run import build_student_objective
+from betakd_stages.distillation.preparation import build_student_objective
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.encoding import EncodedSample, Encoder, model_inputs
 from betakd_stages.models.loading import LoadedModel

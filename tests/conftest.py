@@ -1,6 +1,7 @@
 """What several test folders share: tiny models and a cache, made once per test process."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,9 +16,10 @@ from betakd_stages.settings import CacheTeacherSettings
 
 
 def pytest_configure() -> None:
-    """One thread in the tests and in the commands they start: the last bit of a sum depends on how many there are."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """What holds in the tests and in the commands they start."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # the last bit of a sum depends on how many threads there are
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
 
 
 @pytest.fixture(scope="session")

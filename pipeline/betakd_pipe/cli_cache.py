@@ -23,6 +23,7 @@ from betakd_pipe.cli_options import (
     names_in,
 )
 from betakd_stages.errors import ConfigError
+from betakd_stages.settings import CacheTeacherSettings
 
 BAR_WIDTH = 40
 
@@ -138,22 +139,13 @@ def estimate(
 ) -> None:
     """Bytes, hours and memory that `cache-teacher` with the same flags will need, from scoring a few samples."""
     from betakd_pipe.config import load_settings
-    from betakd_pipe.progress import terminal_progress
-    from betakd_stages.caching.estimation import estimate as estimate_cost
     from betakd_stages.settings import CacheTeacherSettings
 
     flags: dict[str, Any] = {"teacher": teacher, "data": data, "limit": limit, "top_k": top_k, "top_p": top_p}
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
     flags |= feature_flags(features, feature_dtype, vision_focus) | {"targets": names_in(targets)}
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
-    found = estimate_cost(settings, num_scored=samples, progress=terminal_progress())
-    _show(found.to_json(), as_json)
-    if found.features_dominate and not as_json:
-        share = found.bytes_per_sample["features"] / found.bytes_per_sample["all"]
-        print(
-            f"features take {share:.0%} of the cache, answers being {found.tokens_per_sample:.3g} tokens long: "
-            "a smaller top_k would save little"
-        )
+    show_estimate(settings, samples, as_json)
 
 
 @cache_app.command(
@@ -232,6 +224,21 @@ def _show(fields: Mapping[str, Any], as_json: bool) -> None:
         return
     for name, value in flatten(fields).items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def show_estimate(settings: CacheTeacherSettings, num_scored: int = 32, as_json: bool = False) -> None:
+    """Print what stage one will cost."""
+    from betakd_pipe.progress import terminal_progress
+    from betakd_stages.caching.estimation import estimate as estimate_cost
+
+    found = estimate_cost(settings, num_scored=num_scored, progress=terminal_progress())
+    _show(found.to_json(), as_json)
+    if found.features_dominate and not as_json:
+        share = found.bytes_per_sample["features"] / found.bytes_per_sample["all"]
+        print(
+            f"features take {share:.0%} of the cache, answers being {found.tokens_per_sample:.3g} tokens long: "
+            "a smaller top_k would save little"
+        )
 
 
 def _bars(title: str, histogram: Mapping[str, Any]) -> list[str]:

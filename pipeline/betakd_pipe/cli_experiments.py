@@ -12,6 +12,23 @@ experiment_commands = typer.Typer()
 
 
 @experiment_commands.command(
+    epilog=examples("betakd-pipe recipes", "betakd-pipe recipes mobilevlm-v2-stage2 > my.yaml")
+)
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe; without one, list all.")] = None,
+    debug: Debug = False,
+) -> None:
+    """The recipes that come with the package, for --recipe of cache-teacher and distill."""
+    from betakd_pipe.recipes import recipe_command, recipe_description, recipe_names, recipe_path
+
+    if name is not None:
+        print(recipe_path(name).read_text(encoding="utf-8"), end="")
+        return
+    for each in recipe_names():
+        print(f"{each} ({recipe_command(each)}): {recipe_description(each)}")
+
+
+@experiment_commands.command(
     epilog=examples(
         "betakd-pipe ablate spec.yaml --cache cache --student student --data digits:transfer --out ablation",
         "betakd-pipe ablate spec.yaml --out ablation --jobs 2 --set seeds=[0,1]",

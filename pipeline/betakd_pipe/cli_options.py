@@ -12,6 +12,10 @@ EXIT_FAILED = 1
 Number = TypeVar("Number", int, float)
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags and --set win over it.")]
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", help="Settings by name (betakd-pipe recipes); a file and flags win over them.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what it will cost, and write nothing.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeat for more.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

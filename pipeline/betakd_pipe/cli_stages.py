@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from betakd_pipe.cli_cache import show_estimate
 from betakd_pipe.cli_options import (
     Config,
     Debug,
+    DryRun,
     FeatureDtype,
     Features,
+    Recipe,
     Set,
     Targets,
     VisionFocus,
@@ -40,6 +43,7 @@ stage_commands = typer.Typer()
         "betakd-pipe cache-teacher --config cache.yaml --out cache --features vision:tokens,prompt --vision-focus 16",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --backend vllm --set vllm.tensor_parallel_size=2",
+        "betakd-pipe cache-teacher --recipe mobilevlm-v2-teacher --teacher 7b --data ... --out cache --dry-run",
     ),
 )
 def cache_teacher(
@@ -63,6 +67,8 @@ def cache_teacher(
         bool, typer.Option("--require-grounding", help="Stop, not warn, where the teacher hardly looks at images.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the folder first.")] = False,
+    dry_run: DryRun = False,
+    recipe: Recipe = None,
     config: Config = None,
     set_: Set = None,
     debug: Debug = False,
@@ -81,7 +87,10 @@ def cache_teacher(
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
     flags |= feature_flags(features, feature_dtype, vision_focus) | {"targets": names_in(targets)}
     flags["require_grounding"] = require_grounding or None
-    settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
+    settings = load_settings(CacheTeacherSettings, config, flags, set_ or (), recipe)
+    if dry_run:
+        show_estimate(settings)
+        return
     piece, progress = part_of_work(part), terminal_progress()
     summary = stage_runs.cache_teacher(
         settings, out, part=piece, num_workers=workers, overwrite=overwrite, progress=progress
@@ -101,6 +110,7 @@ def cache_teacher(
         "betakd-pipe distill --config recipe.yaml --out run --targets generated  (the teacher's own answers)",
         "betakd-pipe distill --config recipe.yaml --out run --adapter lora --set adapter.rank=8",
         "betakd-pipe distill --config recipe.yaml --out run --cache s3://bucket/cache --staging /scratch/shards",
+        "betakd-pipe distill --recipe mobilevlm-v2-stage2 --student 1.7b --cache cache --data ... --out run --dry-run",
         "accelerate launch --num_processes 8 -m betakd_pipe distill --config recipe.yaml --out run",
     )
 )
@@ -121,6 +131,8 @@ def distill(
     on_mismatch: Annotated[str | None, typer.Option(help="Samples that differ from the cache's: stop or drop.")] = None,
     staging: Annotated[str | None, typer.Option(help="Folder for shards of a cache in an object store.")] = None,
     staging_limit: Annotated[float | None, typer.Option(metavar="GB", help="The most kept there.")] = None,
+    dry_run: DryRun = False,
+    recipe: Recipe = None,
     config: Config = None,
     set_: Set = None,
     debug: Debug = False,
@@ -140,7 +152,11 @@ def distill(
     flags["objective.cross_entropy_weight"] = cross_entropy_weight
     flags |= {"weighting.name": weighting, "adapter.kind": adapter}
     flags |= {"targets": targets, "on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
-    settings = load_settings(DistillSettings, config, flags, set_ or ())
+    settings = load_settings(DistillSettings, config, flags, set_ or (), recipe)
+    if dry_run:
+        for name, value in stage_runs.dry_run(settings, out, progress=terminal_progress()).items():
+            print(f"{name}: {value}")
+        return
     if stage_runs.distillation_is_finished(settings, out):
         if is_first_process():
             print(f"{out}: already finished; nothing to do")

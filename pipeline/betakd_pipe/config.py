@@ -1,4 +1,4 @@
-"""Settings from layers: defaults < configuration file < command-line flags < `--set`.
+"""Settings from layers: defaults < recipe < configuration file < command-line flags < `--set`.
 
 Every layer remembers where its values stood, so that an error names the file and line, flag or `--set` to change.
 """
@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from betakd_pipe.recipes import recipe_path
 from betakd_stages.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -34,13 +35,19 @@ class Layer:
 
 
 def load_settings(
-    model: type[Model], config: Path | None, flags: Mapping[str, Any], assignments: Sequence[str] = ()
+    model: type[Model],
+    config: Path | None,
+    flags: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+    recipe: str | None = None,
 ) -> Model:
-    """Settings of type `model` from a file, flags (dotted key to value; None: not given) and `a.b=c` assignments.
+    """Settings of type `model` from a recipe by name, a file, flags (dotted key to value; None: not given) and `a.b=c`
+    assignments.
 
     Raises ConfigError: one line per fault.
     """
-    layers = [] if config is None else [read_layer(config)]
+    layers = [] if recipe is None else [read_layer(recipe_path(recipe))]
+    layers += [] if config is None else [read_layer(config)]
     layers += [Layer(nested(key, value), "the command line") for key, value in flags.items() if value is not None]
     layers += [_assignment_layer(assignment) for assignment in assignments]
     return resolve(model, layers)

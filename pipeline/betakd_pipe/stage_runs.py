@@ -80,6 +80,16 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress, stages:
     return summary
 
 
+def dry_run(settings: DistillSettings, out: Path, *, progress: Progress) -> dict[str, Any]:
+    """What `distill` would need, in words. Raises what it would raise for these settings and this folder."""
+    from betakd_stages.distillation.dry_run import describe
+    from betakd_stages.distillation.dry_run import dry_run as stage
+
+    check_configuration(out, settings)
+    _hide_bars_of_transformers()
+    return describe(stage(settings, progress=progress))
+
+
 def distillation_is_finished(settings: DistillSettings, out: Path) -> bool:
     """Whether `out` holds this very run, ended. Raises ConfigError where it holds another."""
     check_configuration(out, settings)

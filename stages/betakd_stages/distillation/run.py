@@ -13,38 +13,20 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import set_seed
 
-from betakd_cache import Manifest, TeacherCache, open_cache
-from betakd_cache.staging import LIMIT_BYTES
-from betakd_stages.data import load_samples
-from betakd_stages.distillation.arguments import training_arguments
-from betakd_stages.distillation.batches import RunBatches, grouping_sizes, num_steps, step_shape
 from betakd_stages.distillation.callback import RunCallback
 from betakd_stages.distillation.checkpoints import last_checkpoint, step_of
-from betakd_stages.distillation.dataset import EncodedSamples, make_collator, shuffled_within_lengths
-from betakd_stages.distillation.distiller import (
-    Distiller,
-    is_sharded,
-    load_tensors,
-    trained_tensors,
-    whole_tensors,
-)
+from betakd_stages.distillation.distiller import is_sharded, load_tensors, trained_tensors, whole_tensors
 from betakd_stages.distillation.interruption import Interrupted, stop_requests
-from betakd_stages.distillation.launching import require_what_processes_can
-from betakd_stages.distillation.matching import MatchedSamples, match_cache
-from betakd_stages.distillation.optimizers import student_groups
+from betakd_stages.distillation.preparation import Prepared, load_student, prepare
 from betakd_stages.distillation.selection import ACCURACY, Selection
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.distillation.training_log import METRICS, TrainingLog, read_rows
 from betakd_stages.distillation.validation import validation_accuracy
-from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.files import write_atomically
-from betakd_stages.models.adapters import add_adapter, merge_adapter, save_adapter
-from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
-from betakd_stages.models.parts import freeze
-from betakd_stages.objective import Objective, build_objective
-from betakd_stages.processes import index_and_count, join_processes
+from betakd_stages.models.adapters import merge_adapter, save_adapter
+from betakd_stages.models.loading import LoadedModel
+from betakd_stages.processes import index_and_count
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
 
@@ -72,36 +54,18 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     if (out / MODEL_FOLDER).is_dir():
         result = json.loads((out / RESULT).read_text(encoding="utf-8"))
         return DistillSummary(result["steps"], result["metrics"], already_finished=True)
-    join_processes()
-    if settings.training.num_threads:
-        torch.set_num_threads(settings.training.num_threads)
-    set_seed(settings.seed)
-    samples = load_samples(settings.data)
-    cache = _open_cache(settings) if settings.cache else None
-    if cache is None:
-        matched = MatchedSamples(samples, torch.arange(len(samples)).numpy(), [], 0)
-    else:
-        matched = match_cache(
-            cache,
-            samples,
-            load_encoder(settings.student, settings.max_length),
-            settings.on_mismatch,
-            own_prompts=settings.prompts == "own",
-            targets=settings.targets,
-        )
-    student = load_student(settings)
-    objective = build_student_objective(settings, student, cache.manifest if cache else None)
-    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, cache.manifest if cache else None)
-    steps, kept_step = _train(settings, distiller, student, cache, matched, out, progress)
+    prepared = prepare(settings, out)
+    steps, kept_step = _train(settings, prepared, out, progress)
+    student = prepared.student
     if is_sharded(student.model):
         trained = trained_tensors(student.model)
         student = load_student(settings)
         load_tensors(student.model, trained)
-    learned = whole_tensors(objective.state_dict())
+    learned = whole_tensors(prepared.distiller.objective.state_dict())
     if index_and_count()[0] > 0:
         return DistillSummary(steps, {}, already_finished=False)
     metrics = {key: value for key, value in read_rows(out / METRICS)[-1].items() if key != "step" and value is not None}
-    metrics["num_dropped"] = matched.num_dropped
+    metrics["num_dropped"] = prepared.num_dropped
     if kept_step is not None:
         metrics["kept_step"] = kept_step
     if settings.validation:
@@ -110,97 +74,29 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     return DistillSummary(steps, metrics, already_finished=False)
 
 
-def load_student(settings: DistillSettings) -> LoadedModel:
-    """The student as training starts with it: what does not train is frozen, and adapters are in place."""
-    student = load_model(settings.student, max_length=settings.max_length)
-    freeze(
-        student.model,
-        train_vision_tower=settings.training.train_vision_tower,
-        train_projector=settings.training.train_projector,
-    )
-    add_adapter(student.model, settings.adapter)
-    return student
-
-
-def _open_cache(settings: DistillSettings) -> TeacherCache:
-    limit_gb = settings.staging_limit_gb
-    limit_bytes = LIMIT_BYTES if limit_gb is None else round(limit_gb * 1e9)
-    return open_cache(str(settings.cache), staging=settings.staging, staging_limit_bytes=limit_bytes)
-
-
-def build_student_objective(settings: DistillSettings, student: LoadedModel, manifest: Manifest | None) -> Objective:
-    """The objective of these settings, for what the cache holds and the student gives."""
-    teacher_features = {
-        name: FeatureStatistics(torch.from_numpy(held.mean).float(), torch.from_numpy(held.deviation).float())
-        for name, held in (manifest.feature_statistics if manifest else {}).items()
-    }
-    if manifest and any(feature.name == "vision" for feature in settings.objective.features):
-        layout = manifest.rules.layout("vision")
-        require_places(layout.num_places, layout.name, student.encoder.num_image_tokens)
-    hidden_size = student.model.config.get_text_config().hidden_size
-    return build_objective(
-        energies=[(energy.name, energy.options) for energy in settings.objective.energies],
-        features=[(feature.name, feature.options) for feature in settings.objective.features],
-        weighting=settings.weighting.name,
-        weighting_settings=settings.weighting.options,
-        weighting_inputs=settings.weighting.inputs,
-        semantics=settings.objective.semantics,
-        ce_weight=settings.objective.cross_entropy_weight,
-        reduction=settings.objective.reduction,
-        teacher_features=teacher_features,
-        student_feature_sizes={"vision": hidden_size, "prompt": hidden_size},
-    )
-
-
-def _train(
-    settings: DistillSettings,
-    distiller: Distiller,
-    student: LoadedModel,
-    cache: TeacherCache | None,
-    matched: MatchedSamples,
-    out: Path,
-    progress: Progress,
-) -> tuple[int, int | None]:
+def _train(settings: DistillSettings, prepared: Prepared, out: Path, progress: Progress) -> tuple[int, int | None]:
     """The steps made, and the one whose student is kept where that is not the last by definition."""
-    indices = matched.cache_indices
-    if settings.control.shuffle_records and cache is not None:
-        indices = shuffled_within_lengths(matched, cache, settings.seed)
-    dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256 if cache else None, matched.answers)
-    for index in range(min(len(dataset), 2 * settings.training.batch_size)):
-        dataset[index]  # an unreadable or foreign image shows before anything is written
     index, count = index_and_count()
-    shape = step_shape(settings.training, count)
-    total = num_steps(settings.training, len(dataset), shape.num_samples)
-    arguments = training_arguments(settings, out, shape, total)
-    student_groups(student.model, settings.training)
-    require_what_processes_can(settings)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
     resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer = DistillationTrainer(
-        distiller,
+        prepared.distiller,
         settings,
-        RunBatches(
-            len(dataset),
-            shape,
-            num_steps=total,
-            process_index=index,
-            seed=settings.seed,
-            sizes=grouping_sizes(matched.samples, settings.training.group_by),
-        ),
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=make_collator(student.encoder, cache, indices),
+        prepared.batches,
+        args=prepared.arguments,
+        train_dataset=prepared.dataset,
+        data_collator=prepared.collate,
     )
     selection = Selection(
         settings.training,
         out,
         resumed_step,
-        distiller,
-        lambda: validation_accuracy(student, str(settings.validation), index, count),
+        prepared.distiller,
+        lambda: validation_accuracy(prepared.student, str(settings.validation), index, count),
     )
     log = TrainingLog(out, resumed_step) if index == 0 else None
-    progress.start("student", total=total, done=resumed_step)
+    progress.start("student", total=prepared.num_steps, done=resumed_step)
     try:
         _run(trainer, log, selection, progress, checkpoint)
     finally:

@@ -11,7 +11,7 @@ from betakd_cache import TeacherCache
 from betakd_stages.data.sample import Sample
 from betakd_stages.distillation.cached_answers import CachedAnswers
 from betakd_stages.distillation.matching import MatchedSamples
-from betakd_stages.encoding import EncodedSample, Encoder
+from betakd_stages.encoding import EncodedSample, Encoder, packed
 from betakd_stages.encoding.written import with_answers
 from betakd_stages.errors import MismatchError
 
@@ -62,12 +62,17 @@ class EncodedSamples(Dataset):
 
 
 def make_collator(
-    encoder: Encoder, cache: TeacherCache | None, cache_indices: NDArray[np.int64] | None
+    encoder: Encoder, cache: TeacherCache | None, cache_indices: NDArray[np.int64] | None, *, packing: bool = False
 ) -> Callable[[list[tuple[int, EncodedSample]]], dict[str, Any]]:
-    """The function that makes a batch: the encoder's tensors, sample_ids, and the cache's bytes as `teacher`."""
+    """The function that makes a batch: the encoder's tensors, sample_ids, and the cache's bytes as `teacher`.
+
+    `packing` puts the samples into one row behind each other, without padding.
+    """
 
     def collate(items: list[tuple[int, EncodedSample]]) -> dict[str, Any]:
         batch: dict[str, Any] = encoder.collate([encoded for _, encoded in items])
+        if packing:
+            batch = packed(batch)
         batch["sample_ids"] = [encoded.sample_id for _, encoded in items]
         if cache is not None and cache_indices is not None:
             batch["teacher"] = cache.batch(cache_indices[[index for index, _ in items]])

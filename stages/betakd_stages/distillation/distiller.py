@@ -55,7 +55,7 @@ class Distiller(nn.Module):
 
     def _cached(self, batch: dict[str, Any], rows: AnswerRows) -> CachedBatch:
         if self._manifest is None:
-            targets = labels_only(rows.gold_ids, rows.sample_index, len(batch["labels"]), self._vocabulary_size)
+            targets = labels_only(rows.gold_ids, rows.sample_index, len(batch["has_image"]), self._vocabulary_size)
             return CachedBatch(targets, {}, {})
         cached = decode_batch(batch["teacher"], self._manifest, rows.gold_ids.device)
         # The student's own labels: the same as the cache's, except where a control gives it other samples' records.

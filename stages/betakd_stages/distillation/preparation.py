@@ -18,6 +18,7 @@ from betakd_stages.distillation.distiller import Distiller
 from betakd_stages.distillation.launching import require_what_processes_can
 from betakd_stages.distillation.matching import MatchedSamples, match_cache
 from betakd_stages.distillation.optimizers import student_groups
+from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.models.adapters import add_adapter
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
@@ -25,6 +26,9 @@ from betakd_stages.models.parts import freeze
 from betakd_stages.objective import Objective, build_objective
 from betakd_stages.processes import index_and_count, join_processes
 from betakd_stages.settings import DistillSettings
+
+PACKABLE = ("llava", "mobilevlm")
+"""Families whose positions are plain counts and whose attention is causal: where positions begin anew, samples do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
     total = num_steps(settings.training, len(dataset), shape.num_samples)
     arguments = training_arguments(settings, out, shape, total)
     student_groups(student.model, settings.training)
+    require_packing(settings, student)
     require_what_processes_can(settings)
     cache_indices = matched.cache_indices
     if settings.control.shuffle_records and cache is not None:
@@ -74,13 +79,23 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
         student=student,
         distiller=distiller,
         dataset=dataset,
-        collate=make_collator(student.encoder, cache, cache_indices),
+        collate=make_collator(student.encoder, cache, cache_indices, packing=settings.training.packing),
         batches=RunBatches(len(dataset), shape, num_steps=total, process_index=index, seed=settings.seed, sizes=sizes),
         shape=shape,
         num_steps=total,
         num_dropped=matched.num_dropped,
         arguments=arguments,
     )
+
+
+def require_packing(settings: DistillSettings, student: LoadedModel) -> None:
+    """Nothing; raises ConfigError where samples are to be packed and the student's family cannot tell them apart."""
+    family = student.model.config.model_type
+    if settings.training.packing and family not in PACKABLE:
+        raise ConfigError(
+            f"training.packing is true, but students of model type {family!r} were never seen to keep packed samples "
+            f"apart: leave it out ({', '.join(PACKABLE)} do)"
+        )
 
 
 def _matched(settings: DistillSettings, cache: TeacherCache | None) -> MatchedSamples:

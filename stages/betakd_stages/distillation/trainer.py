@@ -30,6 +30,7 @@ from betakd_stages.distillation.distiller import (
     trained_parameters,
 )
 from betakd_stages.distillation.optimizers import optimizer_class_and_options, student_groups
+from betakd_stages.encoding import supervised_tokens
 from betakd_stages.objective import require_finite
 from betakd_stages.processes import gather_from_processes
 from betakd_stages.settings import DistillSettings
@@ -65,7 +66,7 @@ class DistillationTrainer(Trainer):
         """What the step's summed objective is divided by, over all accumulated batches and all processes."""
         count = torch.zeros((), device=device)
         for batch in batch_samples:
-            tokens = (batch["labels"][:, 1:] >= 0).sum(dim=1)
+            tokens = supervised_tokens(batch)
             counted = tokens if self.settings.objective.reduction == "token" else tokens > 0
             count += counted.sum().to(device)
         if self.args.world_size > 1:

@@ -8,6 +8,23 @@ Encoder             what all families share: prompts, mask, identity, batches
 from betakd_stages.encoding.encoder import Encoder
 from betakd_stages.encoding.llava import LlavaEncoder
 from betakd_stages.encoding.own_processor import ProcessorEncoder
-from betakd_stages.encoding.sample import IGNORED, EncodedSample, model_inputs
+from betakd_stages.encoding.sample import (
+    IGNORED,
+    EncodedSample,
+    model_inputs,
+    packed,
+    segments,
+    supervised_tokens,
+)
 
-__all__ = ["IGNORED", "EncodedSample", "Encoder", "LlavaEncoder", "ProcessorEncoder", "model_inputs"]
+__all__ = [
+    "IGNORED",
+    "EncodedSample",
+    "Encoder",
+    "LlavaEncoder",
+    "ProcessorEncoder",
+    "model_inputs",
+    "packed",
+    "segments",
+    "supervised_tokens",
+]

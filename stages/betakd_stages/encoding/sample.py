@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100
-NOT_FOR_THE_MODEL = ("labels", "has_image", "sample_ids", "teacher")
+NOT_FOR_THE_MODEL = ("labels", "has_image", "sample_ids", "teacher", "segments")
 """What a batch holds beside the model's inputs."""
 
 
@@ -74,6 +74,38 @@ def collate(encoded: Sequence[EncodedSample], pad_token_id: int, padding_side: s
     for name in with_image[0] if with_image else ():
         batch[name] = _joined([image_inputs[name] for image_inputs in with_image])
     return batch
+
+
+def packed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A padded batch, right-padded, as one row without padding: the samples of B rows follow each other in `[1, N]`.
+
+    position_ids begin at 0 with every sample, from which a model without attention_mask sees where one ends; segments
+    int64 `[1, N]` is the sample of each token.
+    """
+    valid = batch["attention_mask"].bool()
+    rows, places = valid.nonzero(as_tuple=True)
+    result = dict(batch)
+    for name, values in batch.items():
+        if values.shape == valid.shape:
+            result[name] = values[valid][None]
+    del result["attention_mask"]
+    # No token predicts the first one of the next sample.
+    result["labels"] = result["labels"].masked_fill(places == 0, IGNORED)
+    return {**result, "position_ids": places[None], "segments": rows[None]}
+
+
+def segments(batch: Mapping[str, Tensor]) -> Tensor:
+    """The sample of each token, int64, of the shape of input_ids."""
+    if "segments" in batch:
+        return batch["segments"]
+    ids = batch["input_ids"]
+    return torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape)
+
+
+def supervised_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """How many tokens of each sample are supervised, int64 [B]."""
+    predicted = batch["labels"][:, 1:] != IGNORED
+    return torch.bincount(segments(batch)[:, 1:][predicted], minlength=len(batch["has_image"]))
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 Teacher and student share it, so that both sides mean the same by every name. The language model's head is applied
 elsewhere, to the answer rows only.
-B samples, L tokens, D hidden size, N supervised tokens of the batch, P places of a feature.
+B samples, in as many rows or packed into one, L tokens, D hidden size, N supervised tokens of the batch, P places of a
+feature.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from betakd_cache import FeatureLayout
-from betakd_stages.encoding import IGNORED, model_inputs
+from betakd_stages.encoding import IGNORED, model_inputs, segments
 from betakd_stages.errors import ModelError
 from betakd_stages.features import arrange
 
@@ -39,6 +40,7 @@ def answer_rows(
     tokens before the first answer (image tokens included).
     """
     labels, layouts = batch["labels"], layouts or {}
+    of_sample, num_samples = segments(batch), len(batch["has_image"])
     with _embeddings(model) as embeddings:
         # The base model, called without the head: logits over every position would be the largest tensor by far.
         states = model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state
@@ -46,32 +48,41 @@ def answer_rows(
     predicts = labels[:, 1:] != IGNORED
     features, present = {}, {}
     if "prompt" in layouts:
-        features["prompt"] = _masked_mean(states, prompt_positions(batch))
-        present["prompt"] = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        features["prompt"] = _means(states, prompt_positions(batch), of_sample, num_samples)
+        present["prompt"] = torch.ones(num_samples, dtype=torch.bool, device=labels.device)
     if "vision" in layouts:
         if not embeddings or embeddings[0] is None:
             raise ModelError(
                 f"a model of type {model.config.model_type!r} gives its language model no visual tokens: leave the "
                 "feature vision out (--features prompt)"
             )
-        visual = (batch["input_ids"] == model.config.image_token_id) & batch["attention_mask"].bool()
-        features["vision"] = _vision(embeddings[0].to(labels.device), visual, layouts["vision"])
+        visual = (batch["input_ids"] == model.config.image_token_id) & _valid(batch)
+        counts = torch.bincount(of_sample[visual], minlength=num_samples)
+        features["vision"] = _vision(embeddings[0].to(labels.device), visual, counts, layouts["vision"])
         present["vision"] = batch["has_image"]
     return AnswerRows(
         hidden=states[:, :-1][predicts],
         gold_ids=labels[:, 1:][predicts],
-        sample_index=predicts.nonzero()[:, 0],
+        sample_index=of_sample[:, 1:][predicts],
         features=features,
         present=present,
     )
 
 
 def prompt_positions(batch: Mapping[str, Tensor]) -> Tensor:
-    """The positions bool `[B, L]` of the tokens before each sample's first answer."""
-    labels = batch["labels"]
-    first_answer = (labels != IGNORED).int().argmax(dim=1, keepdim=True)
-    positions = torch.arange(labels.shape[1], device=labels.device)
-    return (positions < first_answer) & batch["attention_mask"].bool()
+    """The positions bool, of the shape of input_ids, of the tokens before each sample's first answer."""
+    supervised = batch["labels"] != IGNORED
+    of_sample = segments(batch)
+    per_sample = torch.bincount(of_sample[supervised], minlength=len(batch["has_image"]))
+    before = (per_sample.cumsum(0) - per_sample)[of_sample]  # of earlier samples, in the order of tokens
+    so_far = supervised.flatten().cumsum(0).view(supervised.shape) - before
+    return (so_far == 0) & _valid(batch)
+
+
+def _valid(batch: Mapping[str, Tensor]) -> Tensor:
+    """Where a token is no padding, bool."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 @contextlib.contextmanager
@@ -90,11 +101,10 @@ def _embeddings(model: PreTrainedModel) -> Iterator[list[Tensor | None]]:
         handle.remove()
 
 
-def _vision(embeddings: Tensor, visual: Tensor, layout: FeatureLayout) -> Tensor:
-    """The feature of every sample, from its visual tokens: the embeddings `[B, L, D]` at the positions `[B, L]`."""
-    counts = visual.sum(dim=1)
+def _vision(embeddings: Tensor, visual: Tensor, counts: Tensor, layout: FeatureLayout) -> Tensor:
+    """The feature of every sample, from its visual tokens, `counts` `[B]` of them: the embeddings at the positions."""
     if not counts.any():
-        zeros = 0 * embeddings[:, 0]  # of the student's graph, as a feature must be in training
+        zeros = 0 * embeddings[0, :1].expand(len(counts), -1)  # of the student's graph, as a feature must be
         return zeros if layout.is_pooled else zeros[:, None].expand(-1, layout.num_places, -1)
     has_image = counts > 0
     sizes = counts[has_image].tolist()
@@ -106,7 +116,10 @@ def _vision(embeddings: Tensor, visual: Tensor, layout: FeatureLayout) -> Tensor
     return rows.masked_scatter(has_image.view(-1, *[1] * (arranged.ndim - 1)), arranged)
 
 
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of values [B, L, D] over the positions where mask [B, L] is true, [B, D]."""
-    weights = (mask / mask.sum(dim=1, keepdim=True)).to(values.dtype)
-    return torch.einsum("bld,bl->bd", values, weights)
+def _means(values: Tensor, mask: Tensor, of_sample: Tensor, num_samples: int) -> Tensor:
+    """The mean of every sample's values `[..., D]` over the positions where the mask is true, `[B, D]`."""
+    if len(values) == num_samples:
+        weights = (mask / mask.sum(dim=1, keepdim=True)).to(values.dtype)
+        return torch.einsum("bld,bl->bd", values, weights)
+    own = (of_sample == torch.arange(num_samples, device=mask.device)[:, None]) & mask  # one row holds all samples
+    return (own / own.sum(dim=1, keepdim=True)).to(values.dtype) @ values[0]

@@ -20,6 +20,9 @@ class TrainingSettings(SelectionSettings):
     group_by: Literal["nothing", "length", "modality"] = Field(
         default="nothing", description="put samples of like length into a step; modality: and with image or without"
     )
+    packing: bool = Field(
+        default=False, description="put a batch's samples into one row behind each other: no padding; LLaVA, MobileVLM"
+    )
     data_workers: int | None = Field(
         default=None, ge=0, description="processes that prepare batches, per process; default: 4 with a GPU, 0 without"
     )

@@ -147,13 +147,13 @@ def test_workers_end_when_they_are_interrupted_or_left_alone_and_what_they_have_
     with subprocess.Popen(
         [str(COMMAND), *arguments(world, out, "--workers", "2")], stderr=subprocess.DEVNULL
     ) as process:
-        deadline_s = time.monotonic() + 120
+        deadline_s = time.monotonic() + 300
         while not list(out.glob("shard-*.parquet")):
             assert time.monotonic() < deadline_s
             time.sleep(0.002)
         workers = spawned(process.pid)
         process.send_signal(sent)
-        assert process.wait(timeout=120) in codes
+        assert process.wait(timeout=300) in codes
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)

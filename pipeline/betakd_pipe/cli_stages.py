@@ -164,7 +164,9 @@ def distill(
     stages = stage_runs.load_stages()
     summary = stage_runs.distill(settings, out, progress=terminal_progress(), stages=stages)
     if is_first_process():
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in summary.final_metrics.items())
+        # Quantiles, quartiles and the like are in result.json.
+        shown = {name: value for name, value in summary.final_metrics.items() if name.count("/") < 2}
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         print(f"{out}: {summary.steps} steps; {metrics}")
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from betakd_stages.distillation import run as training
 from betakd_stages.distillation.interruption import Interrupted
 from betakd_stages.distillation.run import distill
-from betakd_stages.distillation.selection import Selection, best_row
+from betakd_stages.distillation.selection import ACCURACY, Selection, best_row
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
 from betakd_stages.settings.selection import SelectionSettings
@@ -107,7 +107,8 @@ class Pair(nn.Module):
 
 def selection(folder: Path, distiller: Any, accuracies: list[float], resumed_step: int = 0) -> Selection:
     asked = SelectionSettings(evaluate_every_steps=1, keep_best=True, patience=2)
-    return Selection(asked, folder, resumed_step, distiller, iter(accuracies).__next__)
+    measured = iter(accuracies)
+    return Selection(asked, folder, resumed_step, distiller, lambda: {ACCURACY: next(measured)})
 
 
 def test_of_equals_the_earlier_is_kept_with_its_weights_and_patience_counts_from_it(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def training_panels(metrics: Mapping[str, Sequence[MetricRows]]) -> list[Panel]:
     Cross-entropy; then for each channel its energy, its beta and the correlation of log beta with teacher entropy.
     """
     names = dict.fromkeys(name for runs in metrics.values() for rows in runs for row in rows for name in row)
-    channels = [name.removeprefix("energy/") for name in names if name.startswith("energy/")]
+    # Not what a channel has by quartile of the teacher's entropy, such as energy/fkl/quartile1.
+    channels = [name.removeprefix("energy/") for name in names if name.startswith("energy/") and name.count("/") == 1]
     panels = [
         _panel("cross_entropy", "Cross-entropy on the labels", "cross-entropy, nats", CROSS_ENTROPY_NOTE, metrics)
     ]

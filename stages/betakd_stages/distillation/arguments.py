@@ -18,6 +18,7 @@ def training_arguments(settings: DistillSettings, out: Path, shape: StepShape, n
     training = settings.training
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
+        run_name=out.name,
         max_steps=num_steps,
         per_device_train_batch_size=shape.batch_size,
         gradient_accumulation_steps=shape.accumulation,

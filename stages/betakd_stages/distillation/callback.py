@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from betakd_stages.distillation.interruption import StopRequest
 from betakd_stages.distillation.selection import Selection
+from betakd_stages.distillation.tracking import report
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.distillation.training_log import TrainingLog, collapsing, summarise
 from betakd_stages.processes import largest_of_processes
@@ -48,7 +49,10 @@ class RunCallback(TrainerCallback):
         training = self._trainer.settings.training
         step, last = state.global_step, state.global_step == state.max_steps
         self._trainer.distiller.objective.advance(step / state.max_steps)
-        if self._selection.after_step(step, last=last):
+        stops_early = self._selection.after_step(step, last=last)
+        if measured := self._selection.row_of(step):
+            report(self._trainer, measured)
+        if stops_early:
             last = control.should_training_stop = True
             state.max_steps = step  # so that a checkpoint from here has nothing left to train
         if step % training.log_every_steps == 0 or last:
@@ -64,9 +68,9 @@ class RunCallback(TrainerCallback):
         figures = self._trainer.take_figures()
         if self._log is None:
             return
-        row = summarise(figures, self._trainer.distiller.objective.channels)
+        row = summarise(figures, self._trainer.distiller.objective.channels, self._log.entropy_borders)
         row["learning_rate"] = self._trainer._get_learning_rate()
-        self._log.write(step, row)
+        report(self._trainer, row | self._log.write(step, row, figures))
         self._warn_of_collapse(step, row)
         self._progress.advance(0, objective=f"{row['objective']:.4f}")
 

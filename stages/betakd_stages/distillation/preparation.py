@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from betakd_cache import Manifest, TeacherCache, open_cache
 from betakd_cache.staging import LIMIT_BYTES
@@ -15,10 +15,13 @@ from betakd_stages.distillation.arguments import training_arguments
 from betakd_stages.distillation.batches import RunBatches, StepShape, grouping_sizes, num_steps, step_shape
 from betakd_stages.distillation.dataset import EncodedSamples, make_collator, shuffled_within_lengths
 from betakd_stages.distillation.distiller import Distiller
+from betakd_stages.distillation.entropy_quartiles import entropy_borders
+from betakd_stages.distillation.held_out import TeacherAgreement, held_out_agreement
 from betakd_stages.distillation.launching import require_what_processes_can
 from betakd_stages.distillation.matching import MatchedSamples, match_cache
 from betakd_stages.distillation.optimizers import student_groups
 from betakd_stages.errors import ConfigError
+from betakd_stages.distillation.tracking import tracking_callbacks
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.models.adapters import add_adapter
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
@@ -44,6 +47,9 @@ class Prepared:
     num_steps: int
     num_dropped: int
     arguments: TrainingArguments
+    trackers: list[TrainerCallback]
+    agreement: TeacherAgreement
+    entropy_borders: tuple[float, ...]
 
 
 def prepare(settings: DistillSettings, out: Path) -> Prepared:
@@ -85,6 +91,9 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
         num_steps=total,
         num_dropped=matched.num_dropped,
         arguments=arguments,
+        trackers=tracking_callbacks(settings, out),
+        agreement=held_out_agreement(settings, student.encoder, cache, _open_cache),
+        entropy_borders=entropy_borders(cache, matched.cache_indices) if cache else (),
     )
 
 

@@ -69,7 +69,8 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     if kept_step is not None:
         metrics["kept_step"] = kept_step
     if settings.validation:
-        metrics[ACCURACY] = validation_accuracy(student, settings.validation)
+        accuracy = validation_accuracy(student, settings.validation)
+        metrics |= {ACCURACY: accuracy, **prepared.agreement.measure(student)}
     _finish(settings, out, student, learned, steps, metrics)
     return DistillSummary(steps, metrics, already_finished=False)
 
@@ -87,15 +88,19 @@ def _train(settings: DistillSettings, prepared: Prepared, out: Path, progress: P
         args=prepared.arguments,
         train_dataset=prepared.dataset,
         data_collator=prepared.collate,
+        callbacks=prepared.trackers,
     )
     selection = Selection(
         settings.training,
         out,
         resumed_step,
         prepared.distiller,
-        lambda: validation_accuracy(prepared.student, str(settings.validation), index, count),
+        lambda: {
+            ACCURACY: validation_accuracy(prepared.student, str(settings.validation), index, count),
+            **prepared.agreement.measure(prepared.student, index, count),
+        },
     )
-    log = TrainingLog(out, resumed_step) if index == 0 else None
+    log = TrainingLog(out, resumed_step, prepared.entropy_borders) if index == 0 else None
     progress.start("student", total=prepared.num_steps, done=resumed_step)
     try:
         _run(trainer, log, selection, progress, checkpoint)

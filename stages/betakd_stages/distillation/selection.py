@@ -29,8 +29,9 @@ class Selection:
         out: Path,
         resumed_step: int,
         distiller: Distiller,
-        measure: Callable[[], float],
+        measure: Callable[[], dict[str, float]],
     ) -> None:
+        """`measure` gives the columns of a row: the accuracy, which decides, and others."""
         self._settings = settings
         self._path = out / VALIDATION
         self._checkpoints = out / "checkpoints"
@@ -41,12 +42,16 @@ class Selection:
         if settings.evaluate_every_steps:
             self._rows = (keep_rows if self._writes else rows_until)(self._path, resumed_step)
 
+    def row_of(self, step: int) -> dict[str, Any] | None:
+        """What was measured after this step, if it was."""
+        return self._rows[-1] if self._rows and self._rows[-1]["step"] == step else None
+
     def after_step(self, step: int, *, last: bool) -> bool:
         """Measure if it is time to; whether the student has not become better for too long."""
         every_steps = self._settings.evaluate_every_steps
         if every_steps is None or (step % every_steps and not last):
             return False
-        self._rows.append({"step": step, ACCURACY: self._measure()})
+        self._rows.append({"step": step, **self._measure()})
         best = best_row(self._rows)
         if self._settings.keep_best and best["step"] == step:
             self._keep(step)

@@ -31,6 +31,7 @@ from betakd_stages.distillation.distiller import (
 )
 from betakd_stages.distillation.optimizers import optimizer_class_and_options, student_groups
 from betakd_stages.encoding import supervised_tokens
+from betakd_stages.distillation.training_log import batch_sizes
 from betakd_stages.objective import require_finite
 from betakd_stages.processes import gather_from_processes
 from betakd_stages.settings import DistillSettings
@@ -83,7 +84,7 @@ class DistillationTrainer(Trainer):
         """The batch's part of the step's mean objective. Raises MismatchError naming samples and terms not finite."""
         output = model(inputs)
         require_finite(output, inputs["sample_ids"], self.distiller.objective.channels)
-        self._figures.append((self.state.global_step, to_cpu(output)))
+        self._figures.append((self.state.global_step, {**to_cpu(output), **batch_sizes(inputs)}))
         assert num_items_in_batch is not None
         # Data-parallel wrappers average gradients over processes; the count is already over all of them.
         loss = output.total * self.args.world_size / num_items_in_batch

@@ -1,4 +1,7 @@
-"""What a run writes while it trains: metrics.jsonl (same bytes for the same seed), timings.jsonl (times, memory)."""
+"""What a run writes while it trains: metrics.jsonl (same bytes for the same seed), timings.jsonl (times, memory).
+
+B samples of a batch.
+"""
 
 import json
 import resource
@@ -7,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # comes with accelerate, without types
 import torch
 from torch import Tensor
 
+from betakd_stages.distillation.entropy_quartiles import by_quartile
+from betakd_stages.encoding import segments, supervised_tokens
 from betakd_stages.files import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -19,24 +25,29 @@ COLLAPSE_CORRELATION = 0.1
 """Of log beta with the teacher's entropy; sound weightings stay well below 0."""
 
 
-def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) -> dict[str, float | None]:
+def summarise(
+    figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str], entropy_borders: Sequence[float] = ()
+) -> dict[str, float | None]:
     """One row of metrics over the batches since the last row; None where a figure is undefined.
 
     The cross-entropy, its weight with quantiles over samples, and the entropies of teacher and student in nats. Per
     channel: the energy and its product with beta (means over samples), beta's mean and quantiles, and the correlation
     of log beta with the teacher's entropy over the samples of a batch (mean over batches), which is positive when the
-    weighting collapses.
+    weighting collapses. Cross-entropy, energies and betas also by quartile of the teacher's entropy, where the borders
+    between those are given.
     """
 
     def joined(name: str) -> Tensor:
         return torch.cat([batch[name].double() for batch in figures])
 
+    entropy = joined("teacher_entropy")
     row: dict[str, float | None] = {
         "objective": float(sum(batch["objective"].double() for batch in figures))
         / float(sum(batch["count"].double() for batch in figures)),
         "cross_entropy": float(joined("cross_entropy").mean()),
+        **by_quartile("cross_entropy", joined("cross_entropy"), entropy, entropy_borders),
         **_mean_and_quantiles("cross_entropy_weight", joined("cross_entropy_weights")),
-        "teacher_entropy": float(joined("teacher_entropy").mean()),
+        "teacher_entropy": float(entropy.mean()),
         "student_entropy": float(joined("student_entropy").mean()),
     }
     energies, betas = joined("energies"), joined("betas")
@@ -47,8 +58,10 @@ def summarise(figures: Sequence[Mapping[str, Tensor]], channels: Sequence[str]) 
         if not len(beta):
             continue
         row[f"energy/{channel}"] = float(energy.mean())
+        row.update(by_quartile(f"energy/{channel}", energy, entropy[rows], entropy_borders))
         row[f"weighted/{channel}"] = float((beta * energy).mean())
         row.update(_mean_and_quantiles(f"beta/{channel}", beta))
+        row.update(by_quartile(f"beta/{channel}", beta, entropy[rows], entropy_borders))
         correlations = [_entropy_correlation(batch, index) for batch in figures]
         defined = [value for value in correlations if value is not None]
         row[f"entropy_correlation/{channel}"] = sum(defined) / len(defined) if defined else None
@@ -96,34 +109,71 @@ def correlation(left: Tensor, right: Tensor) -> float | None:
     return float(left @ right) / scale
 
 
+def batch_sizes(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The lengths of a batch's samples, int64 `[B]` on the CPU: `tokens` with visual ones and without padding, and
+    `supervised_tokens`."""
+    of_sample = segments(batch)
+    if "attention_mask" in batch:
+        of_sample = of_sample[batch["attention_mask"].bool()]
+    return {
+        "tokens": torch.bincount(of_sample.flatten(), minlength=len(batch["has_image"])).cpu(),
+        "supervised_tokens": supervised_tokens(batch).cpu(),
+    }
+
+
+def throughput(figures: Sequence[Mapping[str, Tensor]], num_steps: int, seconds_per_step: float) -> dict[str, float]:
+    """Samples and tokens per second of training, from the batches of so many steps; all processes together.
+
+    Visual tokens count as tokens.
+    """
+    lengths = {name: torch.cat([batch[name] for batch in figures]) for name in ("tokens", "supervised_tokens")}
+    amounts = {"samples": len(lengths["tokens"]), **{name: int(each.sum()) for name, each in lengths.items()}}
+    return {f"{name}_per_second": round(n / num_steps / seconds_per_step, 3) for name, n in amounts.items()}
+
+
 class TrainingLog:
     """Appends rows to metrics.jsonl and timings.jsonl of a run folder."""
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
-        """Rows beyond `resumed_step` are dropped: they will be written again."""
+    def __init__(self, folder: Path, resumed_step: int, entropy_borders: Sequence[float] = ()) -> None:
+        """Rows beyond `resumed_step` are dropped: they will be written again. `entropy_borders` as in `summarise`."""
+        self.entropy_borders = entropy_borders
         self._folder = folder
-        for name in (METRICS, TIMINGS):
-            keep_rows(folder / name, resumed_step)
+        kept = [keep_rows(folder / name, resumed_step) for name in (METRICS, TIMINGS)]
+        self._last_row_step = kept[0][-1]["step"] if kept[0] else 0
         self._started = time.perf_counter()
         self._step = resumed_step
 
-    def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """Append one row; timings count from the row before."""
-        now = time.perf_counter()
+    def write(self, step: int, row: Mapping[str, Any], figures: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+        """Append one row, of these batches; returns that of timings.jsonl, which counts from the row before."""
+        seconds_per_step = (time.perf_counter() - self._started) / (step - self._step)
         timing = {
             "step": step,
-            "seconds_per_step": round((now - self._started) / (step - self._step), 6),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "seconds_per_step": round(seconds_per_step, 6),
+            # Of the steps before a checkpoint that was resumed from the batches are known, their seconds are not.
+            **throughput(figures, step - self._last_row_step, seconds_per_step),
+            **_memory_mib(),
         }
-        if torch.cuda.is_available():
-            timing["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
         self._append(METRICS, {"step": step, **row})
         self._append(TIMINGS, timing)
-        self._started, self._step = now, step
+        self._started, self._step = time.perf_counter(), step
+        self._last_row_step = step
+        return timing
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self._folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _memory_mib() -> dict[str, int]:
+    """What this process holds and has held at most, and the most it held on the GPU since it was last asked, in MiB."""
+    memory = {
+        "memory_mib": psutil.Process().memory_info().rss // 2**20,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    if torch.cuda.is_available():
+        memory["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() // 2**20
+        torch.cuda.reset_peak_memory_stats()
+    return memory
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

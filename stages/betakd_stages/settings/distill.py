@@ -31,6 +31,9 @@ class DistillSettings(Settings):
     )
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
     validation: str | None = Field(default=None, description="data specification of what to measure the student on")
+    validation_cache: str | None = Field(
+        default=None, description="the teacher's cache of the validation data, to measure agreement; default: cache"
+    )
     targets: Literal["data", "generated"] = Field(
         default="data", description="the answers to learn, as data has them or as the cache's teacher wrote them"
     )
@@ -53,6 +56,8 @@ class DistillSettings(Settings):
     def _what_they_need(self) -> "DistillSettings":
         if self.training.evaluate_every_steps and self.validation is None:
             raise ValueError("training.evaluate_every_steps is given but no data to measure on: name it as validation")
+        if self.validation_cache and self.validation is None:
+            raise ValueError("validation_cache is given but no data to measure on: name it as validation")
         if self.cache is None and self.targets == "generated":
             raise ValueError(
                 "targets is generated but no cache is given, which holds such answers: name one (--cache DIR)"

@@ -38,6 +38,9 @@ class TrainingSettings(SelectionSettings):
     precision: Literal["fp32", "bf16"] = "fp32"
     log_every_steps: int = Field(default=10, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)
+    report_to: tuple[str, ...] = Field(
+        default=(), description="trackers that transformers knows and that shall show the run: [tensorboard, wandb]"
+    )
     num_threads: int | None = Field(default=None, gt=0, description="CPU threads of torch; default: all cores")
 
     @model_validator(mode="after")

@@ -46,6 +46,12 @@ def test_the_band_of_beta_joins_the_mean_quantiles() -> None:
     assert (curve.low[0], curve.centre[0], curve.high[0]) == (1.25, 2.5, 4.0)
 
 
+def test_what_a_channel_has_by_quartile_is_no_channel() -> None:
+    row = {"energy/fkl": 1.0, "energy/fkl/quartile1": 1.0, "energy/fkl/quartile4": 2.0}
+    names = [panel.name for panel in training_panels({"fkl": [run_rows(1.0, **row)]})]
+    assert names == ["cross_entropy", "energy-fkl"]
+
+
 def test_one_seed_has_a_band_without_width() -> None:
     (curve,) = training_panels({"ce": [run_rows(1.0)]})[0].curves
     np.testing.assert_array_equal(curve.low, curve.high)

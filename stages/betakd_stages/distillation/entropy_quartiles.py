@@ -1,0 +1,41 @@
+"""Where the teacher is sure and where it is not: figures of a run apart by the quartiles of the teacher's entropy.
+
+The borders are those of the run's own records in the cache, so that all rows of a run, and all runs on the same samples
+of a cache, mean the same by a quartile.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from betakd_cache import TeacherCache
+
+SHARES = (0.25, 0.5, 0.75)
+
+
+def entropy_borders(cache: TeacherCache, indices: NDArray[np.int64]) -> tuple[float, ...]:
+    """The three borders between the quartiles of the teacher's entropy over the samples of these indices `[S]`.
+
+    In nats, of each sample's mean over its tokens as the cache's rows have it; no array is read.
+    """
+    entropy = cache.rows(["entropy"])["entropy"].to_numpy()[indices]
+    return tuple(np.quantile(entropy, SHARES).tolist())
+
+
+def by_quartile(name: str, values: Tensor, entropy: Tensor, borders: Sequence[float]) -> dict[str, float | None]:
+    """The means of values `[S]` in each quartile of the teacher's entropy `[S]`, under `name/quartile1` (where it is
+    surest) to `name/quartile4`; None where no sample is. Nothing without borders.
+
+    A sample on a border counts above it.
+    """
+    if not borders:
+        return {}
+    quartile = torch.bucketize(entropy, torch.tensor(borders, dtype=entropy.dtype), right=True)
+    members = [values[quartile == number] for number in range(len(borders) + 1)]
+    return {
+        f"{name}/quartile{number}": float(chosen.mean()) if len(chosen) else None
+        for number, chosen in enumerate(members, start=1)
+    }

@@ -11,6 +11,7 @@ import typer
 from betakd_pipe import __version__
 from betakd_pipe.cli_cache import cache_app
 from betakd_pipe.cli_experiments import experiment_commands
+from betakd_pipe.cli_export import export_commands
 from betakd_pipe.cli_options import EXIT_FAILED, examples
 from betakd_pipe.cli_stages import stage_commands
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(stage_commands)
 app.add_typer(experiment_commands)
+app.add_typer(export_commands)
 app.add_typer(cache_app, name="cache")
 
 

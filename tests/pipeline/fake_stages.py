@@ -45,6 +45,7 @@ def fake_distill(settings: DistillSettings, out: Path, *, progress: Progress) ->
         time.sleep(60)
     beta = float(settings.weighting.options.get("beta", 1.0))
     (out / "model").mkdir(exist_ok=True)
+    (out / "model" / "config.json").write_text('{"model_type": "llava"}', encoding="utf-8")
     (out / "result.json").write_text(json.dumps({"seed": settings.seed, "beta": beta}), encoding="utf-8")
     (out / "timings.jsonl").write_text(
         '{"step": 10, "seconds_per_step": 0.5}\n{"step": 14, "seconds_per_step": 0.25}\n', encoding="utf-8"

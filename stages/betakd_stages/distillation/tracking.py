@@ -104,9 +104,15 @@ class RunWandb(WandbCallback):
         super().setup(args, state, model, **kwargs)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
     ) -> None:
-        super().on_train_end(args, state, control, model, **kwargs)
+        super().on_train_end(args, state, control, model, processing_class, **kwargs)
         if state.is_world_process_zero:
             import wandb
 

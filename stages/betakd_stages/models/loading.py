@@ -103,22 +103,32 @@ def load_model(
     placed = (placement or Placement()).arguments(precision)
     encoder = load_encoder(path, max_length)
     folder = model_folder(path)
+    model = read_model(folder, encoder, PRECISIONS[precision], **placed)
+    place(model, placed)
+    require_usable(model, encoder)
+    return LoadedModel(model, encoder, folder)
+
+
+def read_model(folder: Path, encoder: Encoder, dtype: torch.dtype | str, **arguments: Any) -> PreTrainedModel:
+    """The model of a model folder in a number type ("auto": as it is stored), where `from_pretrained` puts it.
+
+    Raises ModelError where it cannot be loaded or lacks something.
+    """
     try:
         model, report = MODELS.get(encoder.config.model_type, AutoModelForImageTextToText).from_pretrained(
             folder,
             local_files_only=True,
-            dtype=PRECISIONS[precision],
+            dtype=dtype,
             weights_only=True,
             ignore_mismatched_sizes=True,  # they are reported below, in one line
             output_loading_info=True,
-            **placed,
+            **arguments,
         )
     except LOADING_ERRORS as error:
         raise ModelError(f"the model in {folder} cannot be loaded ({first_line(error)})") from None
     require_complete(folder, report)
-    place(model, placed)
-    require_usable(model, encoder)
-    return LoadedModel(model, encoder, folder)
+    read: PreTrainedModel = model
+    return read
 
 
 def require_complete(folder: Path, report: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ The borders are those of the run's own records in the cache, so that all rows of
 of a cache, mean the same by a quartile.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from betakd_cache import TeacherCache
 
 SHARES = (0.25, 0.5, 0.75)
 
+logger = logging.getLogger(__name__)
+
 
 def entropy_borders(cache: TeacherCache, indices: NDArray[np.int64]) -> tuple[float, ...]:
     """The three borders between the quartiles of the teacher's entropy over the samples of these indices `[S]`.
@@ -22,7 +25,9 @@ def entropy_borders(cache: TeacherCache, indices: NDArray[np.int64]) -> tuple[fl
     In nats, of each sample's mean over its tokens as the cache's rows have it; no array is read.
     """
     entropy = cache.rows(["entropy"])["entropy"].to_numpy()[indices]
-    return tuple(np.quantile(entropy, SHARES).tolist())
+    borders = tuple(np.quantile(entropy, SHARES).tolist())
+    logger.info("quartiles of the teacher's entropy end at %.6g, %.6g and %.6g nats", *borders)
+    return borders
 
 
 def by_quartile(name: str, values: Tensor, entropy: Tensor, borders: Sequence[float]) -> dict[str, float | None]:

@@ -1,10 +1,12 @@
 """Figures by quartile of the teacher's entropy, and what timings.jsonl says of speed, against NumPy."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tests.stages.test_training import TRAINING
@@ -42,7 +44,7 @@ def test_a_row_has_means_per_quartile_over_all_batches_of_the_samples_that_have_
     row = summarise([first, second], ["fkl"], borders)
     assert [row[f"cross_entropy/quartile{n}"] for n in (1, 2, 3, 4)] == [
         np.mean([0, 0]),
-        np.mean([0.125, 0.25]),  # 0.5 is the border itself
+        np.mean([0.125, 0.25]),
         None,
         np.mean([0.375, 0.125]),
     ]
@@ -63,8 +65,35 @@ def test_borders_are_the_quartiles_of_the_runs_own_samples_in_the_cache(world: W
     for index in indices.tolist():
         targets = decode_batch(cache.batch([index]), cache.manifest, torch.device("cpu")).targets
         entropies.append(float(targets.entropy().double().mean()))
-    expected = [np.percentile(entropies, share) for share in (25, 50, 75)]
+    inner = np.sort(entropies)  # of seven, in the middle behind the second, the fourth and the sixth
+    expected = [(inner[place - 1] + inner[place]) / 2 for place in (2, 4, 6)]
     assert entropy_borders(cache, indices) == pytest.approx(expected, abs=1e-3)
+
+
+class Rows:
+    """What is asked of a cache."""
+
+    def __init__(self, entropy: list[float]) -> None:
+        self._entropy = entropy
+
+    def rows(self, columns: list[str]) -> pa.Table:
+        return pa.table({"entropy": self._entropy})
+
+
+@pytest.mark.parametrize(
+    ("entropy", "expected"),
+    [
+        ([0.0, 1.0, 2.0, 3.0], (0.5, 1.5, 2.5)),
+        ([1.0, 1.00005, 1.0, 1.00005, 2.0, 4.0], (1.500025, 1.500025, 3.0)),  # alike, but for rounding
+        ([1.0, 1.0, 1.0], (math.inf, math.inf, math.inf)),
+        ([1.0], (math.inf, math.inf, math.inf)),
+    ],
+)
+def test_borders_lie_between_samples_and_never_part_those_that_are_alike(
+    entropy: list[float], expected: tuple[float, ...]
+) -> None:
+    borders = entropy_borders(Rows(entropy), np.arange(len(entropy)))  # type: ignore[arg-type]
+    assert borders == pytest.approx(expected, abs=1e-4)
 
 
 def test_each_quarter_of_the_samples_of_an_epoch_is_in_its_own_quartile(world: World, tmp_path: Path) -> None:
@@ -116,3 +145,14 @@ def test_a_row_after_a_resume_counts_batches_since_the_row_before_and_seconds_si
     timing = TrainingLog(tmp_path, 8).write(10, {}, [step] * 5)  # steps 6 to 8 are those of a checkpoint
     assert (timing["seconds_per_step"], timing["tokens_per_second"]) == (2.0, 20.0)
     assert timing["memory_mib"] > 50
+
+
+def test_the_peak_on_a_gpu_is_that_of_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the counter, where there is no GPU: it is read, then set back."""
+    peaks = [300 * 2**20]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peaks[-1])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peaks.append(200 * 2**20))
+    log = TrainingLog(tmp_path, 0)
+    step = {"tokens": torch.tensor([1]), "supervised_tokens": torch.tensor([1])}
+    assert [log.write(number, {}, [step])["peak_gpu_memory_mib"] for number in (1, 2)] == [300, 200]

@@ -22,6 +22,7 @@ from betakd_pipe.cli_options import (
     names_in,
     part_of_work,
 )
+from betakd_pipe.final_metrics import without_spread
 from betakd_pipe.launch import is_first_process
 
 if TYPE_CHECKING:
@@ -164,8 +165,7 @@ def distill(
     stages = stage_runs.load_stages()
     summary = stage_runs.distill(settings, out, progress=terminal_progress(), stages=stages)
     if is_first_process():
-        # Quantiles, quartiles and the like are in result.json.
-        shown = {name: value for name, value in summary.final_metrics.items() if name.count("/") < 2}
+        shown = without_spread(summary.final_metrics)
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         print(f"{out}: {summary.steps} steps; {metrics}")
 

@@ -16,6 +16,7 @@ from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
 
 from betakd_cache import read_manifest
 from betakd_pipe.card_loading import LOADING_TITLE, library_of, loading_section
+from betakd_pipe.final_metrics import without_spread
 from betakd_pipe.run_folder import CARD, MODEL, read_environment
 from betakd_stages.settings import DistillSettings
 
@@ -132,8 +133,8 @@ def _recipe(settings: DistillSettings) -> dict[str, Any]:
 
 
 def _metrics(settings: DistillSettings, metrics: Mapping[str, float]) -> str:
-    """The means; quantiles and quartiles are in result.json."""
-    rows = [f"| {name} | {value:.6g} |" for name, value in metrics.items() if name.count("/") < 2]
+    """What was measured when, and a table of it."""
+    rows = [f"| {name} | {value:.6g} |" for name, value in without_spread(metrics).items()]
     measured = (
         f"`validation_...` was measured on `{without_directories(settings.validation)}`, accuracy and agreement in "
         "percent; all else is of the last steps of the training."

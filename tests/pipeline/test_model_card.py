@@ -10,6 +10,7 @@ from PIL import Image
 from tests.stages.models.world import folder_of
 
 from betakd_pipe.card_loading import LOADING_TITLE, adapter_section, loading_section, with_loading_section
+from betakd_pipe.final_metrics import without_spread
 from betakd_pipe.model_card import base_card, hub_id, without_directories
 
 
@@ -30,6 +31,12 @@ def test_ids_of_the_hub_are_known_from_folders_of_its_cache_alone(text: str, kin
 def test_paths_are_cut_to_their_last_part() -> None:
     assert without_directories("llava:/a b/c/d.json?images=/e/f,g/h") == "llava:d.json?images=f,h"
     assert without_directories("digits:transfer?count=8") == "digits:transfer?count=8"
+
+
+def test_quantiles_and_quartiles_are_left_out_where_there_is_little_room() -> None:
+    spread = ("beta/fkl/q10", "cross_entropy/quartile1", "energy/feature:vision/quartile4")
+    names = ("objective", "cross_entropy", "beta/fkl", "energy/feature:vision", "entropy_correlation/fkl")
+    assert without_spread(dict.fromkeys((*spread, *names), 1.0)) == dict.fromkeys(names, 1.0)
 
 
 @pytest.mark.parametrize("inside", [".", "model"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -172,6 +173,12 @@ def test_a_published_folder_in_16_bits_stays_as_it_is(tmp_path: Path, kind: torc
     published = write_published(tmp_path / "published", TINY_STUDENT, tensors=stored, torch_dtype=name)
     succeeds(published, "--out", tmp_path / "student")
     assert_same_bits(tensors(tmp_path / "student"), stored)
+    succeeds(published, "--out", tmp_path / "wide", "--dtype", "fp32")
+    assert_same_bits(tensors(tmp_path / "wide"), {name: value.float() for name, value in stored.items()})
+    found = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("student", "wide")]
+    assert [config.pop("torch_dtype") for config in found] == [name, "float32"]
+    assert found[0] == found[1]
+    assert (found[0]["model_type"], found[0]["architectures"]) == ("mobilevlm", ["MobileLlamaForCausalLM"])
 
 
 # peft's own constructor asks transformers by a name that is going away.
@@ -252,6 +259,9 @@ def test_what_cannot_be_exported_is_one_line(
     assert says(run, "--adapter", "--format", "mobilevlm").startswith("--adapter has one format and one file")
     assert says(run, "--private").startswith("--private is of the repository to push to: name it")
     assert "does not exist: give a folder written by save_pretrained" in says(tmp_path / "absent")
+    (run.parent / "half").mkdir()
+    shutil.copy(run / "config.yaml", run.parent / "half")
+    assert "the run is not finished, run the same command again first" in says(run.parent / "half")
 
 
 @pytest.fixture

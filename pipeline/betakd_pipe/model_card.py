@@ -22,7 +22,8 @@ from betakd_stages.settings import DistillSettings
 
 ACCURACY = "validation_accuracy"
 TASK = "image-text-to-text"
-TAGS = ("knowledge-distillation", "beta-kd", "vision-language")
+TAGS = ("knowledge-distillation", "beta-kd")
+"""Of students that learned from a teacher."""
 OF_THE_BASE = ("license", "license_name", "license_link")
 """What a student has from the model it started from."""
 DIRECTORIES = re.compile(r"[^:=?&,]*/")
@@ -32,7 +33,7 @@ def write_card(folder: Path, settings: DistillSettings, metrics: Mapping[str, fl
     """Write `folder`/README.md."""
     base = base_card(Path(settings.student))
     sections = {
-        f"# {folder.name}: a distilled student": _summary(settings),
+        f"# {folder.name}": _summary(settings),
         LOADING_TITLE: loading_section(folder / MODEL, MODEL),
         "## The teacher, as the cache names it": _teacher(settings.cache),
         "## Recipe": _code_block(_recipe(settings)),
@@ -66,7 +67,7 @@ def front_matter(
         datasets=hub_id(settings.data, "dataset"),
         library_name=library_of(folder / MODEL),
         pipeline_tag=TASK,
-        tags=list(TAGS),
+        tags=["vision-language", *(TAGS if settings.cache else ())],
         metrics=["exact_match"] if results else None,
         model_name=folder.name if results else None,
         eval_results=[results] if results else None,
@@ -103,12 +104,13 @@ def _name(path: str, kind: str) -> str:
 
 
 def _summary(settings: DistillSettings) -> str:
-    cache = "none" if settings.cache is None else _name(settings.cache, "dataset")
+    data = f"Student: `{_name(settings.student, 'model')}`. Data: `{without_directories(settings.data)}`."
+    if settings.cache is None:
+        return f"Fine-tuned with betakd-pipe on labels alone, without a teacher.\n\n{data}"
     return (
-        "Distilled with betakd-pipe from the answers of a larger vision-language model, which a cache holds "
-        "(Beta-KD, [arXiv 2603.21426](https://arxiv.org/abs/2603.21426)).\n\n"
-        f"Student: `{_name(settings.student, 'model')}`. Data: `{without_directories(settings.data)}`. "
-        f"Cache: `{cache}`."
+        "Distilled with betakd-pipe: the student learned from what a teacher makes of the data, which a cache holds "
+        f"(Beta-KD, [arXiv 2603.21426](https://arxiv.org/abs/2603.21426)).\n\n{data} "
+        f"Cache: `{_name(settings.cache, 'dataset')}`."
     )
 
 
@@ -153,7 +155,7 @@ def _not_known(settings: DistillSettings, base: CardData) -> str:
     points += [
         "How the student does on benchmarks, unless somebody ran them (`betakd-pipe evaluate`).",
         "What it does outside the data it learned from, in other languages, and what it learned of the mistakes and "
-        "biases of teacher and data. None of this was measured.",
+        f"biases of {'the data' if settings.cache is None else 'teacher and data'}. None of this was measured.",
     ]
     return "\n".join(f"- {point}" for point in points)
 

@@ -101,7 +101,10 @@ def test_a_cache_is_distilled_evaluated_and_left_alone_afterwards(
     subset = ["--on-mismatch", "drop", "--energy", "fkl", "--energy", "cosine_probs", "--feature", "vision"]
     assert distil(student, cache, out, "digits:transfer", *subset, "--weighting", "instance") == 0
     assert capsys.readouterr().out.startswith(f"{out}: 2 steps; objective ")
-    assert "weights_sha256: " in (out / "README.md").read_text(encoding="utf-8")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "weights_sha256: " in card
+    assert "- beta-kd\n" in card
+    assert "Distilled with betakd-pipe: the student learned from what a teacher makes of the data" in card
     assert distil(student, cache, out, "digits:transfer", *subset, "--weighting", "instance") == 0
     assert capsys.readouterr().out == f"{out}: already finished; nothing to do\n"
     assert main(["evaluate", str(out), "--benchmark", "digits", "--out", str(tmp_path / "scores")]) == 0

@@ -37,8 +37,8 @@ def export(
 
     MobileVLM V2 is written as its authors publish it, all other families as transformers reads them.
     """
+    from betakd_pipe import stage_runs
     from betakd_pipe.export import Export, trains_projector
-    from betakd_pipe.export import export as export_run
     from betakd_pipe.hub import push, require_login
     from betakd_stages.errors import ConfigError
 
@@ -47,7 +47,7 @@ def export(
     if push_to is not None:
         require_login(push_to)
     wanted = Export(format_, dtype, max_shard_size, adapter, push_to)
-    size_bytes = export_run(run, out, wanted, overwrite=overwrite)
+    size_bytes = stage_runs.export(run, out, wanted, overwrite=overwrite)
     print(f"{out}: {size_bytes / 1e6:.2f} MB")
     if adapter and trains_projector(run):
         logging.getLogger(__name__).warning(

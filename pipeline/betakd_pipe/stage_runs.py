@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from betakd_pipe.export import Export
+from betakd_pipe.export import export as export_run
 from betakd_pipe.launch import is_first_process
 from betakd_pipe.model_card import write_card
 from betakd_pipe.run_folder import CARD, MODEL, check_configuration, run_folder
@@ -101,6 +103,12 @@ def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress, stage
     with run_folder(out, settings) as folder:
         scores: dict[str, Any] = stages.evaluate(settings, folder, progress=progress)
     return scores
+
+
+def export(run: Path, out: Path, wanted: Export, *, overwrite: bool) -> int:
+    """The bytes written to `out` of a run's student or adapter."""
+    _hide_bars_of_transformers()
+    return export_run(run, out, wanted, overwrite=overwrite)
 
 
 def _hide_bars_of_transformers() -> None:

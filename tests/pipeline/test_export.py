@@ -5,16 +5,13 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard, RepoUrl
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -22,8 +19,8 @@ from tests.stages.mobilevlm.published import TINY_STUDENT, random_tensors, write
 from tests.stages.mobilevlm.test_both_stages import write_data
 from transformers import AutoModelForImageTextToText
 
-from betakd_pipe import hub
 from betakd_pipe.cli import main
+from betakd_pipe.export import Export, export
 from betakd_stages.models.tiny import STUDENT_SIZE, save_tiny_model
 
 STEPS = ["--set", "training.steps=2", "--set", "training.batch_size=4", "--set", "training.num_threads=1"]
@@ -264,83 +261,12 @@ def test_what_cannot_be_exported_is_one_line(
     assert "the run is not finished, run the same command again first" in says(run.parent / "half")
 
 
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The Hub's client at its boundary: calls that it would not take fail here too."""
-    monkeypatch.setattr(hub, "get_token", lambda: "a token")
-    made = create_autospec(HfApi, instance=True)
-    made.create_repo.side_effect = lambda name, **_: RepoUrl(f"https://huggingface.co/{name}")
-    made.repo_info.return_value.private = True
-    monkeypatch.setattr(hub, "HfApi", lambda: made)
-    return made
-
-
-def test_an_export_is_pushed_with_a_card_that_names_the_repository(
-    run: Path, mobilevlm_run: Path, tmp_path: Path, api: Any, capsys: pytest.CaptureFixture[str]
+def test_the_card_of_an_export_that_will_be_pushed_names_the_repository(
+    run: Path, mobilevlm_run: Path, tmp_path: Path
 ) -> None:
-    succeeds(run, "--out", tmp_path / "a", "--push-to", "me/tiny")
-    assert capsys.readouterr().out.endswith(f"{tmp_path / 'a'}: pushed to https://huggingface.co/me/tiny\n")
-    api.create_repo.assert_called_once_with("me/tiny", private=None, exist_ok=True)
-    (pushed,) = [call.kwargs for call in api.upload_folder.call_args_list]
-    assert (pushed["repo_id"], pushed["folder_path"]) == ("me/tiny", tmp_path / "a")
+    export(run, tmp_path / "a", Export(repository="me/tiny"))
     assert 'folder = "me/tiny"\n' in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
-    succeeds(mobilevlm_run, "--out", tmp_path / "b", "--push-to", "me/vlm", "--private")
-    assert api.create_repo.call_args.kwargs["private"] is True
+    export(mobilevlm_run, tmp_path / "b", Export(repository="me/vlm"))
     assert 'folder = snapshot_download("me/vlm")\n' in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
-
-
-def test_what_should_be_private_is_not_uploaded_to_a_public_repository(
-    run: Path, tmp_path: Path, api: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    api.repo_info.return_value.private = False
-    message = refused_push(capsys, run, tmp_path, "--private")
-    assert message == "me/tiny is there already and public: make it private, or leave --private out"
-    api.upload_folder.assert_not_called()
-
-
-def refused_push(capsys: pytest.CaptureFixture[str], run: Path, folder: Path, *more: str) -> str:
-    capsys.readouterr()
-    assert main(["export", str(run), "--out", str(folder / "out"), "--push-to", "me/tiny", *more]) == 2
-    return capsys.readouterr().err.removeprefix("betakd-pipe: ").rstrip("\n")
-
-
-def test_without_a_token_nothing_is_written(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(hub, "get_token", lambda: None)
-    assert refused_push(capsys, run, tmp_path) == (
-        "--push-to me/tiny: found no token of the Hugging Face Hub: log in (hf auth login), or set HF_TOKEN"
-    )
-    for name in ("tiny", "me/ti ny", "a/b/c"):
-        message = refused(capsys, run, "--out", tmp_path / "out", "--push-to", name)
-        assert message.startswith(f"--push-to {name}: expected owner and name, such as me/my-student")
-    assert list(tmp_path.iterdir()) == []
-
-
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with HF_HUB_OFFLINE=1, which is read when the package is imported."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing listens where the Hub should be."""
-    monkeypatch.setattr(hub, "HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9", token="a token"))
-
-
-@pytest.mark.parametrize("trouble", [offline, no_server])
-def test_a_hub_that_cannot_be_reached_is_one_line_and_the_export_stays(
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    trouble: Callable[[pytest.MonkeyPatch], None],
-) -> None:
-    monkeypatch.setattr(hub, "get_token", lambda: "a token")
-    trouble(monkeypatch)
-    message = refused_push(capsys, run, tmp_path)
-    assert re.fullmatch(
-        rf"{tmp_path / 'out'} is written, but not pushed to me/tiny \(.+\): see to that, then give the same command "
-        "with --overwrite",
-        message,
-    )
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    export(run, tmp_path / "c", Export(repository="me/adapter", adapter=True))
+    assert 'PeftModel.from_pretrained(student, "me/adapter")' in (tmp_path / "c" / "README.md").read_text("utf-8")

@@ -20,8 +20,8 @@ from betakd_stages.distillation.held_out import TeacherAgreement, held_out_agree
 from betakd_stages.distillation.launching import require_what_processes_can
 from betakd_stages.distillation.matching import MatchedSamples, match_cache
 from betakd_stages.distillation.optimizers import student_groups
-from betakd_stages.errors import ConfigError
 from betakd_stages.distillation.tracking import tracking_callbacks
+from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.models.adapters import add_adapter
 from betakd_stages.models.loading import LoadedModel, load_encoder, load_model

@@ -30,8 +30,8 @@ from betakd_stages.distillation.distiller import (
     trained_parameters,
 )
 from betakd_stages.distillation.optimizers import optimizer_class_and_options, student_groups
-from betakd_stages.encoding import supervised_tokens
 from betakd_stages.distillation.training_log import batch_sizes
+from betakd_stages.encoding import supervised_tokens
 from betakd_stages.objective import require_finite
 from betakd_stages.processes import gather_from_processes
 from betakd_stages.settings import DistillSettings

@@ -84,7 +84,7 @@ SHAPES = {
     "quick student": Shape(112, _tower(128, 2), _language(128, 2), 8_000, torch.float32),
     "quick teacher": Shape(112, _tower(128, 2), _language(256, 4), 8_000, torch.float32),
     "cpu student": Shape(112, _tower(128, 4), _language(512, 6), 32_000, torch.float32),
-    "cpu teacher": Shape(112, _tower(128, 4), _language(1024, 10), 32_000, torch.float32),
+    "cpu teacher": Shape(112, _tower(128, 4), _language(1024, 12), 32_000, torch.float32),
     "cuda student": Shape(336, _tower(1024, 24), _language(2048, 24, 5632), 32_000, torch.float32),
     "cuda teacher": LARGE,
 }

@@ -29,6 +29,7 @@ def training_arguments(settings: DistillSettings, out: Path, shape: StepShape, n
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_gradient_norm,
         bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
         seed=settings.seed,
         data_seed=settings.seed,
         logging_strategy="no",

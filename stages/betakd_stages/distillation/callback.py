@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from betakd_stages.distillation.interruption import StopRequest
+from betakd_stages.distillation.precision import loss_scale
 from betakd_stages.distillation.selection import Selection
 from betakd_stages.distillation.tracking import report
 from betakd_stages.distillation.trainer import DistillationTrainer
@@ -66,10 +67,11 @@ class RunCallback(TrainerCallback):
 
     def _write_row(self, step: int) -> None:
         figures = self._trainer.take_figures()
+        scale = loss_scale(self._trainer.accelerator.scaler)  # the same in every process
         if self._log is None:
             return
         row = summarise(figures, self._trainer.distiller.objective.channels, self._log.entropy_borders)
-        row["learning_rate"] = self._trainer._get_learning_rate()
+        row |= {"learning_rate": self._trainer._get_learning_rate(), **scale}
         report(self._trainer, row | self._log.write(step, row, figures))
         self._warn_of_collapse(step, row)
         self._progress.advance(0, objective=f"{row['objective']:.4f}")

@@ -20,12 +20,12 @@ from betakd_stages.distillation.held_out import TeacherAgreement, held_out_agree
 from betakd_stages.distillation.launching import require_what_processes_can
 from betakd_stages.distillation.matching import MatchedSamples, match_cache
 from betakd_stages.distillation.optimizers import student_groups
+from betakd_stages.distillation.precision import require_precision
+from betakd_stages.distillation.student import load_student
 from betakd_stages.distillation.tracking import tracking_callbacks
 from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureStatistics, require_places
-from betakd_stages.models.adapters import add_adapter
-from betakd_stages.models.loading import LoadedModel, load_encoder, load_model
-from betakd_stages.models.parts import freeze
+from betakd_stages.models.loading import LoadedModel, load_encoder
 from betakd_stages.objective import Objective, build_objective
 from betakd_stages.processes import index_and_count, join_processes
 from betakd_stages.settings import DistillSettings
@@ -57,6 +57,7 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
 
     Raises MismatchError, DataError, ModelError, ConfigError or CacheError where the inputs do not belong together.
     """
+    require_precision(settings)
     join_processes()
     if settings.training.num_threads:
         torch.set_num_threads(settings.training.num_threads)
@@ -119,18 +120,6 @@ def _matched(settings: DistillSettings, cache: TeacherCache | None) -> MatchedSa
         own_prompts=settings.prompts == "own",
         targets=settings.targets,
     )
-
-
-def load_student(settings: DistillSettings) -> LoadedModel:
-    """The student as training starts with it: what does not train is frozen, and adapters are in place."""
-    student = load_model(settings.student, max_length=settings.max_length)
-    freeze(
-        student.model,
-        train_vision_tower=settings.training.train_vision_tower,
-        train_projector=settings.training.train_projector,
-    )
-    add_adapter(student.model, settings.adapter)
-    return student
 
 
 def _open_cache(settings: DistillSettings) -> TeacherCache:

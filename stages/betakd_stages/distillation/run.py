@@ -18,8 +18,9 @@ from betakd_stages.distillation.callback import RunCallback
 from betakd_stages.distillation.checkpoints import last_checkpoint, step_of
 from betakd_stages.distillation.distiller import is_sharded, load_tensors, trained_tensors, whole_tensors
 from betakd_stages.distillation.interruption import Interrupted, stop_requests
-from betakd_stages.distillation.preparation import Prepared, load_student, prepare
+from betakd_stages.distillation.preparation import Prepared, prepare
 from betakd_stages.distillation.selection import ACCURACY, Selection
+from betakd_stages.distillation.student import load_student
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.distillation.training_log import METRICS, TrainingLog, read_rows
 from betakd_stages.distillation.validation import validation_accuracy

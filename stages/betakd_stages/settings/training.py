@@ -35,7 +35,12 @@ class TrainingSettings(SelectionSettings):
     max_gradient_norm: float = Field(default=1.0, ge=0, description="0: no clipping")
     train_vision_tower: bool = False
     train_projector: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="what the student computes in; fp16, for GPUs without bf16, scales the loss"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute a layer's activations again in the backward pass: less memory, more time"
+    )
     log_every_steps: int = Field(default=10, gt=0)
     checkpoint_every_steps: int = Field(default=500, gt=0)
     report_to: tuple[str, ...] = Field(

@@ -123,7 +123,9 @@ def distill(
     energy: Annotated[list[str] | None, typer.Option(help="An energy by name; repeat for several; ce: none.")] = None,
     feature: Annotated[list[str] | None, typer.Option(help="vision or prompt; repeat for both.")] = None,
     weighting: Annotated[str | None, typer.Option(help="fixed, task or instance.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="none, lora or dora: adapters train, not the model.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="none, lora, dora or qlora: adapters train, not the model.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     cross_entropy_weight: Annotated[float | None, typer.Option(help="Weight of the labels.")] = None,
     targets: Annotated[

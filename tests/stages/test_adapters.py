@@ -26,9 +26,10 @@ from betakd_stages.distillation.distiller import Distiller, load_trained, save_t
 from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureStatistics
-from betakd_stages.models.adapters import add_adapter, merge_adapter
+from betakd_stages.models.adapters import add_adapter, base_placement, merge_adapter
 from betakd_stages.models.loading import LoadedModel, load_model
 from betakd_stages.models.parts import freeze, parameters_by_part
+from betakd_stages.models.quantised import dequantise
 from betakd_stages.objective import build_objective
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
@@ -45,11 +46,12 @@ def _same_random_numbers() -> Iterator[None]:
         yield
 
 
-def adapted_student(world: World, **adapter: Any) -> LoadedModel:
+def adapted_student(world: World, precision: str = "fp32", **adapter: Any) -> LoadedModel:
     """A student with adapters that are not zero, as in the middle of training."""
-    student = load_model(world.student)
+    settings = AdapterSettings(**{"kind": "lora", "rank": RANK, "alpha": ALPHA, **adapter})
+    student = load_model(world.student, placement=base_placement(settings, precision))
     freeze(student.model, train_vision_tower=False, train_projector=True)
-    add_adapter(student.model, AdapterSettings(**{"kind": "lora", "rank": RANK, "alpha": ALPHA, **adapter}))
+    add_adapter(student.model, settings)
     for name, parameter in student.model.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, mean=float("magnitude" in name), std=0.1)
@@ -110,6 +112,7 @@ def full_gradients(distiller: Distiller, batch: dict[str, Any]) -> dict[str, Ten
         for name, layer in adapted.items()
     }
     plain = copy.deepcopy(distiller)
+    dequantise(plain.student)
     for name, product in products.items():
         linear = adapted_layers(plain.student)[name].get_base_layer()
         linear.weight.data += product
@@ -120,9 +123,14 @@ def full_gradients(distiller: Distiller, batch: dict[str, Any]) -> dict[str, Ten
     return {name: gradient_of(weights[f"{name}.weight"]) for name in products}
 
 
-def test_gradients_of_the_adapters_are_the_full_models_projected_on_them(world: World) -> None:
+@pytest.mark.parametrize(
+    "adapter",
+    [{"kind": "lora"}, *({"kind": "qlora", "double_quantisation": double} for double in (False, True))],
+    ids=["lora", "qlora", "qlora with scales in 8 bits"],
+)
+def test_gradients_of_the_adapters_are_the_full_models_projected_on_them(world: World, adapter: dict[str, Any]) -> None:
     """dL/dB = s dL/dW A^T and dL/dA = s B^T dL/dW, for the whole objective, in every adapted layer."""
-    student = adapted_student(world)
+    student = adapted_student(world, **adapter)
     distiller = instance_weighted(world, student)
     batch = batch_of(world, student)
     distiller(batch).total.backward()
@@ -238,7 +246,7 @@ def test_a_checkpoint_that_lacks_what_trains_is_not_loaded(world: World, tmp_pat
     student = adapted_student(world, targets=("q_proj",)).model
     save_trained(student, tmp_path / "student.safetensors")
     load_trained(student, tmp_path / "student.safetensors")
-    with pytest.raises(RuntimeError, match=r"Missing key.*v_proj\.lora_A"):
+    with pytest.raises(RuntimeError, match=r"the tensors lack 4 of what trains, such as .*v_proj\.lora_A"):
         load_trained(adapted_student(world, targets=("q_proj", "v_proj")).model, tmp_path / "student.safetensors")
 
 

@@ -50,19 +50,37 @@ def test_flash_attention_with_all_it_needs_is_passed_on(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("quantisation", ["int8", "int4"])
-def test_quantisation_without_a_gpu_and_bitsandbytes_is_refused_with_what_is_missing(
+def test_quantisation_without_bitsandbytes_is_refused(
     world: World,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     quantisation: str,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert refusal(world, tmp_path, capsys, f"quantisation={quantisation}") == (
-        f"betakd-pipe: quantisation {quantisation} needs a GPU, the package bitsandbytes (pip install bitsandbytes): "
-        "add that, or leave quantisation out (bf16 halves the weights anywhere, device_map auto spreads them)"
+        f"betakd-pipe: quantisation {quantisation} needs the package bitsandbytes: install it (pip install "
+        "'betakd-pipe[qlora]'), or leave quantisation out (bf16 halves the weights anywhere, device_map auto spreads "
+        "them)"
     )
+
+
+@pytest.mark.parametrize(("quantisation", "least", "most"), [("int8", 1e-3, 0.3), ("int4", 0.03, 3)])
+def test_a_quantised_teacher_runs_without_a_gpu_and_rounds_what_it_says(
+    world: World,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    quantisation: str,
+    least: float,
+    most: float,
+) -> None:
+    for kind in (quantisation, "none"):
+        cache_teacher(settings(world, quantisation=kind, exact=True), tmp_path / kind, progress=SilentProgress())
+    identity = open_cache(tmp_path / quantisation).manifest.identity["teacher"]
+    assert identity["quantisation"] == quantisation
+    difference = diff(tmp_path / quantisation, tmp_path / "none").largest_log_prob_difference
+    assert least < difference < most
+    assert caplog.records == []
 
 
 def test_focus_and_an_attention_that_hides_its_weights_exclude_each_other(world: World) -> None:

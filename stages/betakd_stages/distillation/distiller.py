@@ -107,20 +107,24 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def load_trained(module: nn.Module, path: Path) -> None:
-    """Restore what `save_trained` wrote. Raises RuntimeError where something that trains is not there."""
+    """Restore what `save_trained` wrote. Raises RuntimeError where that is not what trains."""
     load_tensors(module, load_file(path))
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put `trained_tensors` in their places. Raises RuntimeError where something that trains is not among them."""
+    """Put `trained_tensors` in their places. Raises RuntimeError where there are other names among them, or fewer."""
     changing = _changing(module)
-    frozen = {name: value for name, value in module.state_dict().items() if name not in changing}
-    module.load_state_dict({**frozen, **tensors})
+    for verb, names in (("lack", changing.keys() - tensors.keys()), ("have besides", tensors.keys() - changing.keys())):
+        if names:
+            raise RuntimeError(f"the tensors {verb} {len(names)} of what trains, such as {min(names)}")
+    module.load_state_dict(tensors, strict=False)
 
 
 def _changing(module: nn.Module) -> dict[str, torch.Tensor]:
-    state = module.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if value.requires_grad or not isinstance(value, nn.Parameter)}
+    """Parameters with a gradient, and buffers. What packed weights add to a state, such as scales, is neither."""
+    trained = {name for name, value in module.named_parameters(remove_duplicate=False) if value.requires_grad}
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    return {name: value for name, value in module.state_dict().items() if name in trained | buffers}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

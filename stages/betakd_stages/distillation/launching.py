@@ -26,6 +26,10 @@ def require_what_processes_can(settings: DistillSettings) -> None:
     if _is_on("ACCELERATE_USE_FSDP"):
         if os.environ.get("FSDP_VERSION") != "2":
             raise ConfigError("FSDP version 1 was asked for, version 2 is supported: give accelerate --fsdp_version 2")
+        if settings.adapter.kind == "qlora":
+            raise ConfigError(
+                "adapter qlora runs in one process or with DDP, not with FSDP: use those, or adapter lora"
+            )
         if settings.training.evaluate_every_steps:
             raise ConfigError(
                 "training.evaluate_every_steps is given, but with FSDP no process holds the whole student while it "

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, DoRA) in a student's language model: added in place, saved apart, merged away at the end.
+"""Low-rank adapters (LoRA, DoRA, QLoRA) in a student's language model: added in place, saved apart, merged at the end.
 
 In place means that the model stays the same object of the same class: the forward pass, the head and the names of its
 parts are found as ever. peft is imported here only, and only where adapters are asked for.
@@ -10,18 +10,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.parts import parameters_by_part
+from betakd_stages.models.placement import Placement
+from betakd_stages.models.quantised import dequantise
 from betakd_stages.settings.adapters import AdapterSettings
 
 ADAPTER = "default"
 """peft's name of the only adapter there is."""
 PREFIX = "base_model.model."
 """What peft puts before a parameter's name in a file."""
+
+
+def base_placement(settings: AdapterSettings, precision: str) -> Placement:
+    """How to load the student that gets these adapters: for QLoRA (Dettmers et al.) with a language model in NF4, which
+    computes in the precision of the training.
+
+    Raises ConfigError where QLoRA is asked for and bitsandbytes is missing.
+    """
+    if settings.kind != "qlora":
+        return Placement()
+    if not importlib.util.find_spec("bitsandbytes"):
+        raise ConfigError(
+            "adapter qlora needs the package bitsandbytes: install it (pip install 'betakd-pipe[qlora]'), or use "
+            "adapter lora"
+        )
+    return Placement(
+        quantisation="int4",
+        double_quantisation=settings.double_quantisation,
+        language_model_only=True,
+        compute=precision,
+    )
 
 
 def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> None:
@@ -57,6 +81,9 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> None:
     )
     inject_adapter_in_model(config, model, ADAPTER)
     assert set(_adapted_layers(model)) == set(names)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # beside 4-bit weights peft makes adapters of the type these compute in
+            parameter.data = parameter.data.float()
     for parameter in beside:  # peft freezes all but its own
         parameter.requires_grad_(True)
 
@@ -78,12 +105,25 @@ def save_adapter(model: PreTrainedModel, base: Path, folder: Path) -> None:
 def merge_adapter(model: PreTrainedModel) -> None:
     """Add every adapter's product to the weight beside it, and leave the plain model.
 
-    Raises ValueError where a merged weight is not finite.
+    Weights of 4 bits are dequantised for it: the adapters were trained beside what they mean, not beside what they were
+    rounded from. Raises ValueError where a merged weight is not finite.
     """
+    was_quantised = dequantise(model)
     for name, layer in _adapted_layers(model).items():
-        layer.merge(safe_merge=True)
-        model.set_submodule(name, layer.get_base_layer())
+        linear = layer.get_base_layer()
+        if was_quantised:  # peft would round the sum to 4 bits again
+            linear.weight = nn.Parameter(_merged(linear.weight, layer.get_delta_weight(ADAPTER), name))
+        else:
+            layer.merge(safe_merge=True)
+        model.set_submodule(name, linear)
     del model.peft_config
+
+
+def _merged(weight: Tensor, product: Tensor, name: str) -> Tensor:
+    merged = weight.detach() + product.detach().to(weight)
+    if not bool(torch.isfinite(merged).all()):
+        raise ValueError(f"the merged weight of {name} is not finite")
+    return merged
 
 
 def _adapted_layers(model: PreTrainedModel) -> dict[str, Any]:

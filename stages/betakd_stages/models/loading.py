@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -20,6 +21,7 @@ from betakd_stages.models.guards import require_usable
 from betakd_stages.models.mobilevlm.encoder import MobileVlmEncoder
 from betakd_stages.models.mobilevlm.model import MobileVlmForConditionalGeneration
 from betakd_stages.models.placement import Placement, place
+from betakd_stages.models.quantised import tame_bitsandbytes
 
 ENCODERS: dict[str, type[Encoder]] = {"llava": LlavaEncoder, "mobilevlm": MobileVlmEncoder}
 MODELS: dict[str, Any] = {"mobilevlm": MobileVlmForConditionalGeneration}
@@ -100,11 +102,14 @@ def load_model(
     Raises ModelError where they cannot be loaded or do not belong together, ConfigError for a placement that cannot be
     had here, and as `load_encoder` does.
     """
-    placed = (placement or Placement()).arguments(precision)
+    placement = placement or Placement()
     encoder = load_encoder(path, max_length)
+    left_whole = _outside_language_model(encoder.config) if placement.language_model_only else None
+    placed = placement.arguments(precision, left_whole)
     folder = model_folder(path)
     model = read_model(folder, encoder, PRECISIONS[precision], **placed)
     place(model, placed)
+    tame_bitsandbytes(model)
     require_usable(model, encoder)
     return LoadedModel(model, encoder, folder)
 
@@ -129,6 +134,14 @@ def read_model(folder: Path, encoder: Encoder, dtype: torch.dtype | str, **argum
     require_complete(folder, report)
     read: PreTrainedModel = model
     return read
+
+
+def _outside_language_model(config: Any) -> list[str]:
+    """The full names of the linear layers of tower, projector and head."""
+    with torch.device("meta"):  # names alone, no weights
+        model = MODELS.get(config.model_type, AutoModelForImageTextToText.from_config)(config)
+    inside = set(model.get_decoder().modules())
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module not in inside]
 
 
 def require_complete(folder: Path, report: Mapping[str, Any]) -> None:

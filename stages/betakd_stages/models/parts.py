@@ -47,7 +47,8 @@ def freeze(model: PreTrainedModel, *, train_vision_tower: bool, train_projector:
     trained = {"language": True, "projector": train_projector, "vision tower": train_vision_tower}
     for part, parameters in parts.items():
         for parameter in parameters.values():
-            parameter.requires_grad_(trained[part])
+            # Weights of 4 bits are packed as integers, which never train.
+            parameter.requires_grad_(trained[part] and parameter.is_floating_point())
 
 
 def _language_modules(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:

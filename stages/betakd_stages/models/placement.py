@@ -1,7 +1,7 @@
 """Where a model's weights lie and how they run: devices, attention kernels, quantisation."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from betakd_stages.errors import ConfigError
+
+COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +20,18 @@ class Placement:
     attention: str = "auto"
     device_map: str = "single"
     quantisation: str = "none"
+    double_quantisation: bool = False
+    """Of int4: the scales of the weights are quantised, too."""
+    language_model_only: bool = False
+    """Quantise no linear layers but the language model's; else all but the head."""
+    compute: str | None = None
+    """The precision that quantised layers compute in, where it is not that of the model."""
 
-    def arguments(self, precision: str) -> dict[str, Any]:
-        """What `from_pretrained` needs for this. Raises ConfigError for what cannot run here, naming what it lacks."""
+    def arguments(self, precision: str, left_whole: Sequence[str] | None = None) -> dict[str, Any]:
+        """What `from_pretrained` needs for this; the modules named in `left_whole` are not quantised.
+
+        Raises ConfigError for what cannot run here, naming what it lacks.
+        """
         arguments: dict[str, Any] = {}
         if self.attention != "auto":
             _require_attention(self.attention, precision)
@@ -31,9 +42,11 @@ class Placement:
                 load_in_8bit=self.quantisation == "int8",
                 load_in_4bit=self.quantisation == "int4",
                 bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+                bnb_4bit_use_double_quant=self.double_quantisation,
+                bnb_4bit_compute_dtype=COMPUTE_TYPES[self.compute or precision],
+                llm_int8_skip_modules=None if left_whole is None else list(left_whole),  # in spite of its name
             )
-            arguments["device_map"] = {"": torch.cuda.current_device()}
+            arguments["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
         if self.device_map == "auto":
             arguments["device_map"] = "auto"
         return arguments
@@ -59,12 +72,9 @@ def _require_attention(attention: str, precision: str) -> None:
 
 
 def _require_bitsandbytes(quantisation: str) -> None:
-    missing = [
-        *([] if torch.cuda.is_available() else ["a GPU"]),
-        *([] if importlib.util.find_spec("bitsandbytes") else ["the package bitsandbytes (pip install bitsandbytes)"]),
-    ]
-    if missing:
+    if not importlib.util.find_spec("bitsandbytes"):
         raise ConfigError(
-            f"quantisation {quantisation} needs {', '.join(missing)}: add that, or leave quantisation out (bf16 halves "
-            "the weights anywhere, device_map auto spreads them)"
+            f"quantisation {quantisation} needs the package bitsandbytes: install it (pip install "
+            "'betakd-pipe[qlora]'), or leave quantisation out (bf16 halves the weights anywhere, device_map auto "
+            "spreads them)"
         )

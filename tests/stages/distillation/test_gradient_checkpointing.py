@@ -94,7 +94,9 @@ def objective_of(world: World) -> Callable[[LoadedModel], Tensor]:
     return lambda student: instance_weighted(world, student).train()(batch_of(world, student)).total
 
 
-@pytest.mark.parametrize("adapter", [{}, {"kind": "lora", **DROPOUT}], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [{}, {"kind": "lora", **DROPOUT}, {"kind": "qlora", **DROPOUT}], ids=["whole", "lora", "qlora"]
+)
 def test_a_llava_student_has_the_same_gradients_and_its_frozen_tower_runs_once(
     world: World, adapter: dict[str, Any]
 ) -> None:

@@ -37,7 +37,7 @@ def assert_trained_alike(rounded: Path, exact: Path) -> None:
     assert {value.dtype for value in load_file(rounded / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("kind", ["none", "dora"])
+@pytest.mark.parametrize("kind", ["none", "dora", "qlora"])
 def test_a_student_trains_in_bf16_nearly_as_in_fp32(world: World, tmp_path: Path, kind: str) -> None:
     for precision in ("bf16", "fp32"):
         training = {**TRAINING, "steps": 4, "log_every_steps": 2, "precision": precision}

@@ -172,6 +172,8 @@ def test_what_several_processes_cannot_do_is_refused(world: World, monkeypatch: 
         launching.require_what_processes_can(settings(world))
     monkeypatch.setitem(os.environ, "FSDP_VERSION", "2")
     launching.require_what_processes_can(settings(world))
+    with pytest.raises(ConfigError, match="adapter qlora runs in one process or with DDP, not with FSDP: use those"):
+        launching.require_what_processes_can(settings(world, adapter={"kind": "qlora"}))
     measured = settings(world, training={"evaluate_every_steps": 5}, validation=world.data)
     with pytest.raises(ConfigError, match="with FSDP no process holds the whole student"):
         launching.require_what_processes_can(measured)

@@ -5,23 +5,25 @@ import torch
 from tests.stages.models.world import ALL, TURNS, folder_of, sample
 from torch import nn
 
-from betakd_stages.models.adapters import add_adapter, merge_adapter
+from betakd_stages.models.adapters import add_adapter, base_placement, merge_adapter
 from betakd_stages.models.forward import answer_rows
 from betakd_stages.models.loading import load_model
 from betakd_stages.models.parts import freeze, parameters_by_part
 from betakd_stages.settings.adapters import AdapterSettings
 
 
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
 @pytest.mark.parametrize("family", ALL)
-def test_adapters_change_what_the_language_model_says_and_stay_after_merging(family: str) -> None:
-    loaded = load_model(folder_of(family))
+def test_adapters_change_what_the_language_model_says_and_stay_after_merging(family: str, kind: str) -> None:
+    settings = AdapterSettings.model_validate({"kind": kind, "rank": 2})
+    loaded = load_model(folder_of(family), placement=base_placement(settings, "fp32"))
     model, batch = loaded.model.eval(), loaded.encoder.collate([loaded.encoder.encode(sample(TURNS))])
-    names = model.state_dict().keys()
+    names = load_model(folder_of(family)).model.state_dict().keys()
     freeze(model, train_vision_tower=False, train_projector=True)
     before = {part: set(parameters) for part, parameters in parameters_by_part(model).items()}
     with torch.no_grad():
         plain = answer_rows(model, batch).hidden
-        add_adapter(model, AdapterSettings(kind="lora", rank=2))
+        add_adapter(model, settings)
         unchanged = answer_rows(model, batch).hidden
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -68,6 +68,7 @@ def dry_run(settings: DistillSettings, *, progress: Progress) -> Cost:
 def _timed_batches(trainer: DistillationTrainer, prepared: Prepared, progress: Progress) -> float:
     """Seconds of an optimizer step of one batch, the median of a few."""
     distiller = prepared.distiller
+    trainer.accelerator.prepare_model(distiller, evaluation_mode=True)  # for autocast, in its place
     optimizer = trainer.create_optimizer()
     trainer.measure_scales()
     seconds = []
@@ -104,7 +105,7 @@ def _cost(prepared: Prepared, trainer: DistillationTrainer, batch_seconds: float
         batch_size=shape.batch_size,
         accumulation=shape.accumulation,
         num_steps=prepared.num_steps,
-        num_parameters=sum(parameter.numel() for parameter in prepared.student.model.parameters()),
+        num_parameters=prepared.student.model.num_parameters(),  # which knows that 4-bit weights lie two by two
         num_trained=sum(parameter.numel() for parameter in trained),
         seconds_per_step=seconds,
         hours=seconds * prepared.num_steps / 3600,

@@ -11,14 +11,18 @@ from tests.stages.mobilevlm.published import TINY_STUDENT, TINY_TEACHER, tensor_
 from tests.stages.mobilevlm.test_both_stages import write_data
 from tests.stages.test_training import TRAINING, Interrupt, assert_same_run, settings
 from tests.world import World
+from torch import nn
 
 from betakd_stages.caching.run import cache_teacher
 from betakd_stages.distillation import preparation
 from betakd_stages.distillation import run as stage_two
+from betakd_stages.distillation.dry_run import dry_run
 from betakd_stages.distillation.precision import SMALLEST_LOSS_SCALE, loss_scale, require_precision
 from betakd_stages.distillation.run import distill
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.errors import ConfigError, MismatchError
+from betakd_stages.models.loading import load_model
+from betakd_stages.models.placement import COMPUTE_TYPES
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings
 
@@ -44,6 +48,26 @@ def test_a_student_trains_in_bf16_nearly_as_in_fp32(world: World, tmp_path: Path
         asked = settings(world, training=training, adapter={"kind": kind, "rank": 4})
         distill(asked, tmp_path / precision, progress=SilentProgress())
     assert_trained_alike(tmp_path / "bf16", tmp_path / "fp32")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_dry_run_computes_in_the_precision_of_the_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    computed = set()
+    layer = type(load_model(world.student).model.get_decoder().layers[0].mlp)
+    forward = layer.forward
+
+    def noted(self: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = forward(self, hidden)
+        computed.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(layer, "forward", noted)
+    asked = settings(world, training={**TRAINING, "precision": precision})
+    dry_run(asked, progress=SilentProgress())
+    # Before that, the model was loaded and looked at in fp32.
+    assert computed == {torch.float32, COMPUTE_TYPES[precision]}
 
 
 def test_a_mobilevlm_student_trains_in_bf16_with_adapters_and_checkpointed_layers(tmp_path: Path) -> None:

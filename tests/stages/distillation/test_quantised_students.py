@@ -20,6 +20,7 @@ from tests.world import World
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 
+from betakd_stages.distillation.dry_run import dry_run
 from betakd_stages.distillation.run import distill
 from betakd_stages.distillation.student import load_student
 from betakd_stages.errors import ConfigError
@@ -169,6 +170,19 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one_and_its_checkpoints_ho
     assert held.keys() == trained
     distill(settings, tmp_path / "cut", progress=SilentProgress())
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_dry_run_counts_every_weight_and_its_bytes_as_they_lie(world: World) -> None:
+    lora, qlora = (
+        dry_run(run_settings(world, adapter={"kind": kind, "rank": 4}), progress=SilentProgress())
+        for kind in ("lora", "qlora")
+    )
+    assert qlora.num_parameters == lora.num_parameters
+    assert qlora.num_trained == lora.num_trained
+    assert qlora.optimizer_bytes == lora.optimizer_bytes
+    decoder = load_model(world.student).model.get_decoder()
+    packed = sum(module.weight.numel() for module in decoder.modules() if isinstance(module, nn.Linear))
+    assert lora.weights_bytes - qlora.weights_bytes == packed * 4 - packed // 2
 
 
 def test_a_mobilevlm_student_is_merged_into_its_published_layout(tmp_path: Path) -> None:

@@ -168,11 +168,10 @@ def settings_of(
 
 def wait_instead(model: PreTrainedModel, seconds: float) -> None:
     """Let the model's body wait and hand out zeros as hidden states; the head is applied to them as ever."""
-    width = model.config.get_text_config().hidden_size
 
     def wait(input_ids: torch.Tensor, **inputs: Any) -> BaseModelOutput:
         time.sleep(seconds)
-        states = torch.zeros(*input_ids.shape, width)
+        states = torch.zeros(*input_ids.shape, model.config.get_text_config().hidden_size)
         for hook in model.get_decoder()._forward_pre_hooks.values():  # what hands out the projector's output
             hook(model.get_decoder(), (), {"inputs_embeds": states})
         return BaseModelOutput(last_hidden_state=states)
@@ -188,6 +187,9 @@ class InMemory:
 
     def load(self) -> LoadedImage:
         return self.image
+
+    def sha256(self) -> str:
+        return self.image.sha256
 
 
 @torch.inference_mode()
@@ -268,9 +270,7 @@ def show_runs(rows: list[dict[str, Any]], peak_name: str) -> None:
     for name in timed[0]["parts"]:
         cells = [f"{each['parts'][name]:.2f} ({each['parts'][name] / each['seconds']:.0%})" for each in timed]
         parts.add_row(name, *cells)
-    console = Console()
-    console.print(parts)
-    console.print(table_of(rows, f"Runs; share of the peak of {peak_name}"))
+    Console().print(parts, table_of(rows, f"Runs; share of the peak of {peak_name}"))
 
 
 def show_backends(rows: list[dict[str, Any]], peak_name: str) -> None:

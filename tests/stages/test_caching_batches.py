@@ -104,6 +104,9 @@ class WatchedImage:
             raise self.error
         return self.image.load()  # type: ignore[attr-defined]
 
+    def sha256(self) -> str:
+        return self.load().sha256
+
 
 def watched(world: World, reads: list[str], errors: dict[int, Exception]) -> list[Sample]:
     samples = load_samples(world.data)[:20]

@@ -29,12 +29,20 @@ class StoredImage:
 
     def load(self) -> LoadedImage:
         """The cell's image as RGB. Raises DataError where it cannot be decoded."""
+        content = self._content()
+        name = f"in column {self.column!r} of row {self.index} of {self.rows.name}"
+        return LoadedImage(decode_image(content, name), hashlib.sha256(content).hexdigest())
+
+    def sha256(self) -> str:
+        """The sha256 of the cell's bytes."""
+        return hashlib.sha256(self._content()).hexdigest()
+
+    def _content(self) -> bytes:
         cell = self.rows.cell(self.column, self.index)
         if self.place is not None:
             cell = cell[self.place]
-        content = (cell["bytes"] if pa.types.is_struct(cell.type) else cell).as_py()
-        name = f"in column {self.column!r} of row {self.index} of {self.rows.name}"
-        return LoadedImage(decode_image(content, name), hashlib.sha256(content).hexdigest())
+        content: bytes = (cell["bytes"] if pa.types.is_struct(cell.type) else cell).as_py()
+        return content
 
 
 class ArrowRows(Sequence[Mapping[str, Any]]):

@@ -62,6 +62,10 @@ class DigitCard:
         gray = np.round(np.clip(card + noise, 0.0, 1.0) * 255).astype(np.uint8)
         return LoadedImage(Image.fromarray(gray).convert("RGB"), hashlib.sha256(gray.tobytes()).hexdigest())
 
+    def sha256(self) -> str:
+        """The sha256 of the card's pixels, which have to be drawn for it."""
+        return self.load().sha256
+
 
 @cache
 def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -33,6 +33,14 @@ class ImageFile:
 
     def load(self) -> LoadedImage:
         """The file's image as RGB. Raises DataError for a path that leaves the folder and for an unreadable image."""
+        path, content = self._read()
+        return LoadedImage(decode_image(content, str(path)), hashlib.sha256(content).hexdigest())
+
+    def sha256(self) -> str:
+        """The file's sha256. Raises DataError for a path that leaves the folder and for an unreadable file."""
+        return hashlib.sha256(self._read()[1]).hexdigest()
+
+    def _read(self) -> tuple[Path, bytes]:
         path = self._confined()
         try:
             found = path.stat()
@@ -40,10 +48,9 @@ class ImageFile:
                 raise DataError(f"image {path} is not a file: expected an image file, correct its name in the data")
             if found.st_size > MAX_BYTES:
                 raise DataError(f"image {path} has {found.st_size:,} bytes: at most {MAX_BYTES:,}, shrink it")
-            content = path.read_bytes()
+            return path, path.read_bytes()
         except OSError as error:
             raise DataError(f"image {path} cannot be read ({error.strerror}): check images=DIR and the file") from None
-        return LoadedImage(decode_image(content, str(path)), hashlib.sha256(content).hexdigest())
 
     def _confined(self) -> Path:
         try:

@@ -27,6 +27,10 @@ class ImageReference(Protocol):
         """The image. Raises DataError where it cannot be read."""
         ...
 
+    def sha256(self) -> str:
+        """The sha256 that `load` gives, without decoding. Raises DataError where what is hashed cannot be read."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

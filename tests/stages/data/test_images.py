@@ -33,6 +33,16 @@ def test_an_image_is_loaded_with_the_hash_of_its_file(folder: Path) -> None:
     assert loaded.sha256 == hashlib.sha256((folder / "images" / "a.png").read_bytes()).hexdigest()
 
 
+def test_a_hash_needs_no_decoding_and_is_confined_as_loading_is(folder: Path) -> None:
+    (folder / "images" / "broken.png").write_bytes(b"no image")
+    assert ImageFile(f"{folder}/images", "broken.png").sha256() == hashlib.sha256(b"no image").hexdigest()
+    image = ImageFile(f"{folder}/images", "a.png")
+    assert image.sha256() == image.load().sha256
+    (folder / "secret.png").write_bytes(b"secret")
+    with pytest.raises(DataError, match="leaves the image folder"):
+        ImageFile(f"{folder}/images", "../secret.png").sha256()
+
+
 def test_images_stay_inside_their_folder(folder: Path) -> None:
     Image.new("RGB", (2, 2)).save(folder / "secret.png")
     (folder / "images" / "link.png").symlink_to(folder / "secret.png")

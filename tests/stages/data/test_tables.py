@@ -40,6 +40,7 @@ def test_parquet_loads_with_image_bytes_left_in_the_table(folder: Path) -> None:
     shown, text_only = samples = load_samples(specification + "?category=kind")
     assert isinstance(shown.image, StoredImage)
     assert shown.image.load().pixels.size == (20, 10)
+    assert shown.image.sha256() == shown.image.load().sha256
     assert (shown.turns[0].question, shown.turns[0].answer, shown.category) == ("which digit ?", "7", "which")
     assert (text_only.image, text_only.category) == (None, "even")
     again = pickle.loads(pickle.dumps(samples))  # noqa: S301 - as DataLoader workers do

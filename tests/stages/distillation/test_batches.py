@@ -92,6 +92,9 @@ class SomeImage:
     def load(self) -> LoadedImage:
         raise AssertionError("sizes need no image")
 
+    def sha256(self) -> str:
+        raise AssertionError("sizes need no image")
+
 
 def test_sizes_set_samples_with_and_without_image_apart() -> None:
     samples = [

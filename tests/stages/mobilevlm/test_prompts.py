@@ -26,7 +26,10 @@ class GreyImage:
     """An image that needs no file."""
 
     def load(self) -> LoadedImage:
-        return LoadedImage(Image.new("RGB", (9, 5), (90, 90, 90)), "sha")
+        return LoadedImage(Image.new("RGB", (9, 5), (90, 90, 90)), self.sha256())
+
+    def sha256(self) -> str:
+        return "sha"
 
 
 def encoder(folder: Path, version: str = "v1", legacy: bool | None = True) -> MobileVlmEncoder:

@@ -27,7 +27,10 @@ class Noise:
 
     def load(self) -> LoadedImage:
         pixels = np.random.default_rng(self.width).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
-        return LoadedImage(Image.fromarray(pixels), f"{self.width} x {self.height}")
+        return LoadedImage(Image.fromarray(pixels), self.sha256())
+
+    def sha256(self) -> str:
+        return f"{self.width} x {self.height}"
 
 
 def sample(turns: Sequence[Turn] = TURNS, size: tuple[int, int] | None = (30, 20)) -> Sample:

@@ -14,6 +14,7 @@ from betakd_cache.reader import TeacherCache, open_cache
 from betakd_cache.record import TeacherRecord
 from betakd_cache.token_rule import TokenRule
 from betakd_cache.verification import Verification, verify
+from betakd_cache.without_tokens import record_without_tokens, rules_without_tokens
 from betakd_cache.writer import CacheWriter
 
 __all__ = [
@@ -43,5 +44,7 @@ __all__ = [
     "merge",
     "open_cache",
     "read_manifest",
+    "record_without_tokens",
+    "rules_without_tokens",
     "verify",
 ]

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,7 @@ from betakd_cache.rows import read_rows
 
 REJECTED_NAME = "rejected.parquet"
 BLOCK_NUMBERS = 2**23  # 64 MiB in float64
+MAX_THREADS = 8
 
 
 def complete_manifest(path: Path, part: Part) -> None:
@@ -95,17 +99,27 @@ def _rejected_table(journals: Sequence[JournalContent]) -> bytes:
 
 
 def _feature_statistics(path: Path, rules: CacheRules, shards: Sequence[ShardEntry]) -> dict[str, FeatureStatistics]:
-    """The statistics of the features as a reader sees them, one block of samples in memory at a time."""
-    specs = [spec for spec in array_specs(rules) if spec.axis == "sample"]
+    """The statistics of the features as a reader sees them, one block of samples in memory of each thread at a time.
+
+    Merged in the order of the shards, so that they do not depend on how many threads there are.
+    """
     statistics = {name: FeatureStatistics.of(np.zeros((0, size))) for name, size in rules.feature_sizes.items()}
+    with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
+        for found in threads.map(functools.partial(_shard_statistics, path, rules), shards):
+            statistics = {name: before.merged(found[name]) for name, before in statistics.items()}
+    return statistics
+
+
+def _shard_statistics(path: Path, rules: CacheRules, entry: ShardEntry) -> dict[str, FeatureStatistics]:
+    arrays = {spec.name: map_array(path, entry, spec) for spec in array_specs(rules) if spec.axis == "sample"}
     nothing = np.zeros(1, np.int64)
-    for entry in shards:
-        arrays = {spec.name: map_array(path, entry, spec) for spec in specs}
-        for name, size in rules.feature_sizes.items():
-            block = max(1, BLOCK_NUMBERS // (size * rules.layout(name).num_places))
-            for start in range(0, entry.num_samples, block):
-                part = {key: values[start : start + block] for key, values in arrays.items()}
-                features = CompactBatch(part, nothing, nothing).feature(name)
-                present = part[f"present/{name}"].astype(bool)
-                statistics[name] = statistics[name].merged(FeatureStatistics.of(features[present]))
+    statistics = {}
+    for name, size in rules.feature_sizes.items():
+        statistics[name] = FeatureStatistics.of(np.zeros((0, size)))
+        block = max(1, BLOCK_NUMBERS // (size * rules.layout(name).num_places))
+        for start in range(0, entry.num_samples, block):
+            part = {key: values[start : start + block] for key, values in arrays.items()}
+            features = CompactBatch(part, nothing, nothing).feature(name)
+            present = part[f"present/{name}"].astype(bool)
+            statistics[name] = statistics[name].merged(FeatureStatistics.of(features[present]))
     return statistics

@@ -5,10 +5,15 @@ run: what gets a signal is a process of its own that runs the whole command, fro
 """
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+AT_WORK_S = 120.0
 
 SCRIPT = """
 import json, os, sys
@@ -57,3 +62,19 @@ def running_launcher() -> Iterator[Launcher]:
         yield Launcher(process)
         assert process.stdin is not None
         process.stdin.close()
+
+
+def kill_at_work(launcher: Launcher, command: list[str], journal: Path, delay_s: float) -> bool:
+    """Whether the kill, `delay_s` after the run first changed the journal, hit a run that was still at work."""
+    before = journal.stat().st_size if journal.exists() else -1
+    child = Path(f"/proc/{launcher.start(command)}")
+    deadline_s = time.monotonic() + AT_WORK_S
+    while child.exists() and (journal.stat().st_size if journal.exists() else -1) == before:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+    time.sleep(delay_s)
+    if child.exists():
+        subprocess.run(["kill", "-KILL", child.name], check=False, stderr=subprocess.DEVNULL)
+    status = launcher.status()
+    assert status in (0, signal.SIGKILL), "the command failed by itself"
+    return status == signal.SIGKILL

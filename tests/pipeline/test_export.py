@@ -16,7 +16,7 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.stages.mobilevlm.published import TINY_STUDENT, random_tensors, write_published
-from tests.stages.mobilevlm.test_both_stages import write_data
+from tests.stages.photos import write_photos
 from transformers import AutoModelForImageTextToText
 
 from betakd_pipe.cli import main
@@ -48,7 +48,7 @@ def run(student: Path) -> Path:
 def mobilevlm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mobilevlm")
     published = write_published(folder / "student", TINY_STUDENT, seed=2)
-    data = f"llava:{write_data(folder)}?images={folder / 'photos'}"
+    data = write_photos(folder)
     flags = ["--student", str(published), "--data", data, "--energy", "ce", "--out", str(folder / "run"), *STEPS]
     assert main(["distill", *flags]) == 0
     return folder / "run"

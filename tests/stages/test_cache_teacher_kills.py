@@ -2,23 +2,19 @@
 
 import dataclasses
 import random
-import signal
-import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.cache.records import ARRAY_FIELDS, assert_equal_records
-from tests.launcher import Launcher
+from tests.launcher import Launcher, kill_at_work
 from tests.world import World
 
 from betakd_cache import TeacherRecord, open_cache, verify
 from betakd_pipe.cli import main
 
 DATA = "digits:transfer?count=120"
-AT_WORK_S = 120.0
 
 
 @dataclass(slots=True)
@@ -58,22 +54,6 @@ def committed(path: Path) -> list[str]:
     if not (path / "manifest.json").exists():
         return []
     return open_cache(path, allow_incomplete=True).sample_ids.to_pylist()
-
-
-def kill_at_work(launcher: Launcher, command: list[str], journal: Path, delay_s: float) -> bool:
-    """Whether the kill, `delay_s` after the run first changed the journal, hit a run that was still at work."""
-    before = journal.stat().st_size if journal.exists() else -1
-    child = Path(f"/proc/{launcher.start(command)}")
-    deadline_s = time.monotonic() + AT_WORK_S
-    while child.exists() and (journal.stat().st_size if journal.exists() else -1) == before:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.002)
-    time.sleep(delay_s)
-    if child.exists():
-        subprocess.run(["kill", "-KILL", child.name], check=False, stderr=subprocess.DEVNULL)
-    status = launcher.status()
-    assert status in (0, signal.SIGKILL), "the command failed by itself"
-    return status == signal.SIGKILL
 
 
 def differs(found: TeacherRecord, expected: TeacherRecord) -> bool:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.stages.mobilevlm.test_both_stages import NUM_SAMPLES, write_data
 from tests.stages.models.families import FAMILIES
 from tests.stages.models.parts import save_clip, save_language_model
+from tests.stages.photos import NUM_SAMPLES, write_photos
 from tests.vllm_engine.engine_world import assert_same_caches, command
 
 from betakd_cache import open_cache
@@ -34,7 +34,7 @@ def save_qwen3_vl(folder: Path) -> Path:
 @pytest.mark.parametrize("save", [save_llava_qwen, save_qwen2_5_vl, save_qwen3_vl])
 def test_vllm_and_transformers_give_the_same_cache(tmp_path: Path, save: Callable[[Path], Path]) -> None:
     teacher = save(tmp_path / "teacher")
-    data = f"llava:{write_data(tmp_path)}?images={tmp_path / 'photos'}"
+    data = write_photos(tmp_path)
     for backend in ("hf", "vllm"):
         inputs = ["--teacher", str(teacher), "--data", data, "--out", str(tmp_path / backend)]
         assert command("cache-teacher", *inputs, "--backend", backend, "--set", "exact=true", "--top-k", "12") == 0

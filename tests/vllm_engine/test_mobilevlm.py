@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.stages.mobilevlm.published import TINY_TEACHER, Sizes, write_published
-from tests.stages.mobilevlm.test_both_stages import NUM_SAMPLES, write_data
+from tests.stages.photos import NUM_SAMPLES, write_photos
 from tests.vllm_engine.engine_world import assert_same_caches, command
 
 from betakd_cache import open_cache
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("engine_world")  # which sets the environme
 @pytest.mark.parametrize("ratio", ["pad", "square"])
 def test_vllm_and_transformers_give_the_same_cache_of_images_that_are_not_square(tmp_path: Path, ratio: str) -> None:
     teacher = write_published(tmp_path / "teacher", TEACHER, seed=1, image_aspect_ratio=ratio)
-    data = f"llava:{write_data(tmp_path)}?images={tmp_path / 'photos'}"
+    data = write_photos(tmp_path)
     for backend in ("hf", "vllm"):
         inputs = ["--teacher", str(teacher), "--data", data, "--out", str(tmp_path / backend)]
         assert command("cache-teacher", *inputs, "--backend", backend, "--set", "exact=true", "--top-k", "12") == 0

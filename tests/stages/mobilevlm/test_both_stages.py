@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tests.stages.mobilevlm.published import (
     TINY_STUDENT,
@@ -15,27 +13,12 @@ from tests.stages.mobilevlm.published import (
     vision_shapes,
     write_published,
 )
+from tests.stages.photos import NUM_SAMPLES, write_photos
 
 from betakd_cache import open_cache
 from betakd_pipe.cli import main
 
-NUM_SAMPLES = 12
 TRAINING = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "num_threads": 1, "train_projector": True}
-
-
-def write_data(folder: Path) -> Path:
-    """Photos of several shapes; every second sample has two turns, every third no image."""
-    entries = []
-    (folder / "photos").mkdir()
-    for number in range(NUM_SAMPLES):
-        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30 - number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "photos" / f"{number}.png")
-        mark, image = ("<image>\n", {"image": f"{number}.png"}) if number % 3 else ("", {})
-        texts = [f"{mark}What is it?", "A cat.", "Colour?", f"Black {number}."][: 2 + 2 * (number % 2)]
-        values = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
-        entries.append({"id": str(number), **image, "conversations": values})
-    (folder / "data.json").write_text(json.dumps(entries), encoding="utf-8")
-    return folder / "data.json"
 
 
 def succeeds(*arguments: str) -> None:
@@ -45,7 +28,7 @@ def succeeds(*arguments: str) -> None:
 def test_a_published_teacher_is_cached_and_a_published_student_distilled_and_evaluated(tmp_path: Path) -> None:
     teacher = write_published(tmp_path / "teacher", TINY_TEACHER, seed=1, form="bin", num_shards=2)
     student = write_published(tmp_path / "student", TINY_STUDENT, seed=2, image_aspect_ratio="square")
-    data = f"llava:{write_data(tmp_path)}?images={tmp_path / 'photos'}"
+    data = write_photos(tmp_path)
     cache, run, scores = (str(tmp_path / name) for name in ("cache", "run", "scores"))
 
     succeeds("cache-teacher", "--teacher", str(teacher), "--data", data, "--out", cache)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tests.stages.models.families import FAMILIES
 from tests.stages.models.parts import save_clip, save_language_model
+from tests.stages.photos import NUM_SAMPLES, write_photos
 
 from betakd_cache import open_cache
 from betakd_pipe.cli import main
@@ -19,7 +19,6 @@ from betakd_stages.encoding import IGNORED, model_inputs
 from betakd_stages.models.building import build_model
 from betakd_stages.models.loading import load_encoder, load_model
 
-NUM_SAMPLES = 12
 TRAINING = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "num_threads": 1, "train_projector": True}
 NEVER_TRAINED = {
     "llava": "vision_tower.",
@@ -30,18 +29,7 @@ NEVER_TRAINED = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Images of several shapes; every second sample has two turns, every third no image."""
-    folder = tmp_path_factory.mktemp("data")
-    entries = []
-    for number in range(NUM_SAMPLES):
-        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30 - number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        mark, image = ("<image>\n", {"image": f"{number}.png"}) if number % 3 else ("", {})
-        texts = [f"{mark}What is it?", "A cat.", "Colour?", f"Black {number}."][: 2 + 2 * (number % 2)]
-        values = [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
-        entries.append({"id": str(number), **image, "conversations": values})
-    (folder / "data.json").write_text(json.dumps(entries), encoding="utf-8")
-    return f"llava:{folder / 'data.json'}?images={folder}"
+    return write_photos(tmp_path_factory.mktemp("data"))
 
 
 def save_pair(family: str, folder: Path) -> tuple[Path, Path]:

@@ -13,8 +13,17 @@ HISTOGRAMS = {
     "entropy": "samples by the teacher's mean entropy, nats",
     "kept_mass": "samples by the mean probability kept",
 }
+OF_TOKENS = ("token_rule", "vocabulary_size", "statistics", "bytes_per_token", "entries_per_token", *HISTOGRAMS)
+"""What a summary says of tokens, which a vision cache does not have."""
 LARGEST_SHARE_AT_CAP = 0.2
 SAMPLES_LOOKED_AT = 4096
+
+
+def vision_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `CacheInfo.to_json` says something about a vision cache, and the size of a row."""
+    counts = {name: fields["counts"][name] for name in ("num_samples", "num_shards", "size_bytes")}
+    kept = {name: value for name, value in fields.items() if name not in OF_TOKENS}
+    return {**kept, "counts": counts, "bytes_per_image": counts["size_bytes"] / max(counts["num_samples"], 1)}
 
 
 def share_at_cap(cache_path: Path | str) -> float:

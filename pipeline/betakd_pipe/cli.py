@@ -14,6 +14,7 @@ from betakd_pipe.cli_experiments import experiment_commands
 from betakd_pipe.cli_export import export_commands
 from betakd_pipe.cli_options import EXIT_FAILED, examples
 from betakd_pipe.cli_stages import stage_commands
+from betakd_pipe.cli_vision import vision_commands
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(stage_commands)
+app.add_typer(vision_commands)
 app.add_typer(experiment_commands)
 app.add_typer(export_commands)
 app.add_typer(cache_app, name="cache")

@@ -47,10 +47,16 @@ def info(
 ) -> None:
     """Whose numbers a cache holds, by which rules, how many, and how sure the teacher was."""
     from betakd_cache import info as cache_info
-    from betakd_pipe.cache_info import HISTOGRAMS, cap_warning, share_at_cap, write_histograms
+    from betakd_pipe.cache_info import HISTOGRAMS, cap_warning, share_at_cap, vision_fields, write_histograms
+    from betakd_stages.caching.kinds import is_of_tower
     from betakd_stages.caching.written_rows import count_written
 
     fields = cache_info(cache).to_json()
+    if is_of_tower(fields["identity"]):
+        if png is not None:
+            raise ConfigError(f"{cache} holds what a vision tower says, which has no histograms: leave --png out")
+        _show(vision_fields(fields), as_json)
+        return
     fields["counts"] |= asdict(count_written(cache))
     fields["share_at_cap"] = share_at_cap(cache)
     if png is not None:

@@ -109,6 +109,7 @@ def cache_teacher(
         "betakd-pipe distill --config recipe.yaml --out run --weighting fixed --set weighting.options.beta=3",
         "betakd-pipe distill --config recipe.yaml --out run --energy ce  (labels only)",
         "betakd-pipe distill --config recipe.yaml --out run --targets generated  (the teacher's own answers)",
+        "betakd-pipe distill --config recipe.yaml --out run --vision-cache vision",
         "betakd-pipe distill --config recipe.yaml --out run --adapter lora --set adapter.rank=8",
         "betakd-pipe distill --config recipe.yaml --out run --cache s3://bucket/cache --staging /scratch/shards",
         "betakd-pipe distill --recipe mobilevlm-v2-stage2 --student 1.7b --cache cache --data ... --out run --dry-run",
@@ -134,6 +135,9 @@ def distill(
     on_mismatch: Annotated[str | None, typer.Option(help="Samples that differ from the cache's: stop or drop.")] = None,
     staging: Annotated[str | None, typer.Option(help="Folder for shards of a cache in an object store.")] = None,
     staging_limit: Annotated[float | None, typer.Option(metavar="GB", help="The most kept there.")] = None,
+    vision_cache: Annotated[
+        str | None, typer.Option(help="Folder that cache-vision wrote: the vision tower does not run.")
+    ] = None,
     dry_run: DryRun = False,
     recipe: Recipe = None,
     config: Config = None,
@@ -150,8 +154,7 @@ def distill(
     from betakd_stages.settings import DistillSettings
 
     flags: dict[str, Any] = {"student": student, "cache": cache, "data": data, "seed": seed}
-    flags["objective.energies"] = _energies(energy)
-    flags["objective.features"] = feature
+    flags |= {"objective.energies": _energies(energy), "objective.features": feature, "vision_cache": vision_cache}
     flags["objective.cross_entropy_weight"] = cross_entropy_weight
     flags |= {"weighting.name": weighting, "adapter.kind": adapter}
     flags |= {"targets": targets, "on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}

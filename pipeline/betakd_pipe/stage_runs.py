@@ -12,10 +12,12 @@ from betakd_pipe.model_card import write_card
 from betakd_pipe.run_folder import CARD, MODEL, check_configuration, run_folder
 from betakd_stages.errors import ConfigError
 from betakd_stages.progress import Progress, SilentProgress
-from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings
+from betakd_stages.settings import CacheTeacherSettings, CacheVisionSettings, DistillSettings, EvaluateSettings
 
 if TYPE_CHECKING:
     from betakd_stages.caching.run import CacheSummary
+    from betakd_stages.caching.vision import VisionSummary
+    from betakd_stages.caching.vision_estimation import VisionEstimate
     from betakd_stages.distillation.run import DistillSummary
     from betakd_stages.models.building import BuiltModel
 
@@ -58,6 +60,24 @@ def cache_teacher(
             )
         return cache_teacher_in_workers(settings, out, num_workers=num_workers, part=part, progress=progress)
     return stage(settings, out, part=part, overwrite=overwrite, progress=progress)
+
+
+def cache_vision(
+    settings: CacheVisionSettings, out: str, *, part: tuple[int, int], overwrite: bool, progress: Progress
+) -> "VisionSummary":
+    """What is in the vision cache afterwards; it is its own record and needs no run folder."""
+    from betakd_stages.caching.vision import cache_vision as stage
+
+    _hide_bars_of_transformers()
+    return stage(settings, out, part=part, overwrite=overwrite, progress=progress)
+
+
+def estimate_vision(settings: CacheVisionSettings, out: str, *, progress: Progress) -> "VisionEstimate":
+    """What `cache_vision` will cost; nothing is kept."""
+    from betakd_stages.caching.vision_estimation import estimate_vision as stage
+
+    _hide_bars_of_transformers()
+    return stage(settings, out, progress=progress)
 
 
 def build_model(language_model: Path, vision_tower: Path, out: Path, *, seed: int, image_token: str) -> "BuiltModel":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from betakd_cache import CompactBatch, TeacherCache, open_cache
 from betakd_cache.codec import NUM_WIDE_RANKS, UNITS_PER_NAT, step_table
+from betakd_stages.caching.kinds import require_of_teacher
 from betakd_stages.caching.written_rows import targets_of
 from betakd_stages.data import load_samples
 from betakd_stages.data.asked import SUFFIX, is_asked
@@ -87,11 +88,12 @@ def rescore(
     """What `teacher` says today about `num_samples` of the cache (or all there are), drawn by `seed`.
 
     `tolerance` is in nats; by default it is the noise between two runs of a teacher of the cache's number type.
-    Raises MismatchError for another teacher than the cache's and for data that the cache was not made from.
+    Raises MismatchError for a vision cache, another teacher than the cache's and data that it was not made from.
     """
     if num_samples < 1 or (tolerance is not None and not tolerance >= 0):
         raise ConfigError(f"{num_samples} samples, tolerance {tolerance}: expected at least 1, and 0 nats or more")
     cache = open_cache(cache_path)
+    require_of_teacher(cache)
     run = cache.manifest.identity.get("teacher", {})
     dtype = str(run.get("dtype"))
     precision = next((name for name, kind in PRECISIONS.items() if str(kind) == f"torch.{dtype}"), "fp32")

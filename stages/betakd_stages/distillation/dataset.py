@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 from betakd_cache import TeacherCache
 from betakd_stages.data.sample import Sample
 from betakd_stages.distillation.cached_answers import CachedAnswers
+from betakd_stages.distillation.cached_vision import TrainingEncoder
 from betakd_stages.distillation.matching import MatchedSamples
-from betakd_stages.encoding import EncodedSample, Encoder, packed
+from betakd_stages.encoding import EncodedSample, packed
 from betakd_stages.encoding.written import with_answers
 from betakd_stages.errors import MismatchError
 
@@ -25,7 +26,7 @@ class EncodedSamples(Dataset):
     def __init__(
         self,
         samples: Sequence[Sample],
-        encoder: Encoder,
+        encoder: TrainingEncoder,
         image_sha256: Sequence[str | None] | None,
         answers: CachedAnswers | None = None,
     ) -> None:
@@ -62,7 +63,11 @@ class EncodedSamples(Dataset):
 
 
 def make_collator(
-    encoder: Encoder, cache: TeacherCache | None, cache_indices: NDArray[np.int64] | None, *, packing: bool = False
+    encoder: TrainingEncoder,
+    cache: TeacherCache | None,
+    cache_indices: NDArray[np.int64] | None,
+    *,
+    packing: bool = False,
 ) -> Callable[[list[tuple[int, EncodedSample]]], dict[str, Any]]:
     """The function that makes a batch: the encoder's tensors, sample_ids, and the cache's bytes as `teacher`.
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_cache import TeacherCache
+from betakd_stages.caching.kinds import require_of_teacher
 from betakd_stages.caching.written_rows import targets_of
 from betakd_stages.data.asked import asked_samples
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
@@ -32,7 +33,7 @@ class MatchedSamples:
 
     samples: Sequence[Sample]
     cache_indices: NDArray[np.int64]  # [S]
-    image_sha256: Sequence[str | None]  # [S], as the teacher saw them
+    image_sha256: Sequence[str | None] | None  # [S], as the teacher saw them; None where no teacher did
     num_dropped: int
     answers: CachedAnswers | None = None
 
@@ -48,9 +49,9 @@ def match_cache(
 ) -> MatchedSamples:
     """The samples that cache and student agree on, with the data's answers or ("generated") those the teacher wrote.
 
-    Raises MismatchError for another tokenizer and for a cache without such answers, always; for another prompt
-    template, unless `own_prompts` says that the student may have its own; for a sample that the cache lacks, whose text
-    or answer tokens differ or that the student cannot take, unless `on_mismatch` is "drop".
+    Raises MismatchError for another tokenizer, a vision cache and a cache without such answers, always; for another
+    prompt template, unless `own_prompts` says that the student may have its own; for a sample that the cache lacks,
+    whose text or answer tokens differ or that the student cannot take, unless `on_mismatch` is "drop".
     """
     _check_encoder(cache, encoder, own_prompts)
     _check_targets(cache, targets)
@@ -104,6 +105,7 @@ def _why_missing(cache: TeacherCache, sample_id: str) -> str:
 
 
 def _check_encoder(cache: TeacherCache, encoder: Encoder, own_prompts: bool) -> None:
+    require_of_teacher(cache)
     own: dict[str, Any] = encoder.identity()
     remedies = {
         "tokenizer": "use a student with the teacher's tokenizer, or run the teacher again with another",

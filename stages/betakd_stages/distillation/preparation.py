@@ -13,6 +13,7 @@ from betakd_cache.staging import LIMIT_BYTES
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.arguments import training_arguments
 from betakd_stages.distillation.batches import RunBatches, StepShape, grouping_sizes, num_steps, step_shape
+from betakd_stages.distillation.cached_vision import training_encoder
 from betakd_stages.distillation.dataset import EncodedSamples, make_collator, shuffled_within_lengths
 from betakd_stages.distillation.distiller import Distiller
 from betakd_stages.distillation.entropy_quartiles import entropy_borders
@@ -68,7 +69,8 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
     manifest = cache.manifest if cache else None
     objective = build_student_objective(settings, student, manifest)
     distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, manifest)
-    dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256 if cache else None, matched.answers)
+    encoder = training_encoder(settings.vision_cache, student, matched.image_sha256)
+    dataset = EncodedSamples(matched.samples, encoder, matched.image_sha256, matched.answers)
     for place in range(min(len(dataset), 2 * settings.training.batch_size)):
         dataset[place]  # an unreadable or foreign image shows at once
     index, count = index_and_count()
@@ -86,7 +88,7 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
         student=student,
         distiller=distiller,
         dataset=dataset,
-        collate=make_collator(student.encoder, cache, cache_indices, packing=settings.training.packing),
+        collate=make_collator(encoder, cache, cache_indices, packing=settings.training.packing),
         batches=RunBatches(len(dataset), shape, num_steps=total, process_index=index, seed=settings.seed, sizes=sizes),
         shape=shape,
         num_steps=total,
@@ -111,7 +113,7 @@ def require_packing(settings: DistillSettings, student: LoadedModel) -> None:
 def _matched(settings: DistillSettings, cache: TeacherCache | None) -> MatchedSamples:
     samples = load_samples(settings.data)
     if cache is None:
-        return MatchedSamples(samples, torch.arange(len(samples)).numpy(), [], 0)
+        return MatchedSamples(samples, torch.arange(len(samples)).numpy(), None, 0)
     return match_cache(
         cache,
         samples,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from betakd_stages.data.sample import Sample
 from betakd_stages.encoding.encoder import Encoder
@@ -48,17 +49,21 @@ class LlavaEncoder(Encoder):
         input_ids, labels = self.encode_text(sample)
         if sample.image is None:
             return EncodedSample(sample.sample_id, input_ids, labels, {}, {}, None)
+        self.require_one_image(input_ids)
+        image = sample.image.load()
+        pixels = self.image_processor(image.pixels, return_tensors="np")["pixel_values"]
+        self._require_fitting(sample.sample_id, pixels.shape)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).float()
+        return EncodedSample(sample.sample_id, input_ids, labels, {"pixel_values": tensor}, {}, image.sha256)
+
+    def require_one_image(self, input_ids: Tensor) -> None:
+        """Nothing; raises ModelError unless the ids `[L]` of a sample with an image have the placeholders of one."""
         found, expected = int((input_ids == self.image_token_id).sum()), self.num_image_tokens
         if found != expected:
             raise ModelError(
                 f"the chat template puts {found // expected} image tokens into a prompt with one image: it must put "
                 f"{self.image_token!r} once where a part of type image stands"
             )
-        image = sample.image.load()
-        pixels = self.image_processor(image.pixels, return_tensors="np")["pixel_values"]
-        self._require_fitting(sample.sample_id, pixels.shape)
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).float()
-        return EncodedSample(sample.sample_id, input_ids, labels, {"pixel_values": tensor}, {}, image.sha256)
 
     def _expand_image_token(self, piece: list[int]) -> list[int]:
         image_id = self.image_token_id

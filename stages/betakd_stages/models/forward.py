@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from betakd_cache import FeatureLayout
-from betakd_stages.encoding import IGNORED, model_inputs, segments
+from betakd_stages.encoding import IGNORED, segments
 from betakd_stages.errors import ModelError
 from betakd_stages.features import arrange
+from betakd_stages.models.tower_rows import forward_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def answer_rows(
     of_sample, num_samples = segments(batch), len(batch["has_image"])
     with _embeddings(model) as embeddings:
         # The base model, called without the head: logits over every position would be the largest tensor by far.
-        states = model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state
+        states = model.base_model(**forward_inputs(model, batch), use_cache=False).last_hidden_state
     states = states.to(labels.device)  # a model over several GPUs leaves them on the last
     predicts = labels[:, 1:] != IGNORED
     features, present = {}, {}

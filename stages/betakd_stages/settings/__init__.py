@@ -1,4 +1,4 @@
-"""The settings of both stages: strict, frozen, and free of torch, so that `--help` and configuration errors are quick.
+"""The settings of the stages: strict, frozen, and free of torch, so that `--help` and configuration errors are quick.
 
 An unknown key, a wrong type or a value out of range is an error; nothing is dropped or coerced.
 """
@@ -12,10 +12,12 @@ from betakd_stages.settings.objective import EnergySettings, FeatureSettings, Ob
 from betakd_stages.settings.selection import SelectionSettings
 from betakd_stages.settings.teacher import GenerationSettings, VllmSettings
 from betakd_stages.settings.training import TrainingSettings
+from betakd_stages.settings.vision import CacheVisionSettings
 
 __all__ = [
     "AdapterSettings",
     "CacheTeacherSettings",
+    "CacheVisionSettings",
     "ControlSettings",
     "DistillSettings",
     "EnergySettings",

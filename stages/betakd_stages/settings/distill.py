@@ -29,6 +29,9 @@ class DistillSettings(Settings):
     staging_limit_gb: float | None = Field(
         default=None, gt=0, description="GB of shards kept there, all caches together; default: 68.7 (64 GiB)"
     )
+    vision_cache: str | None = Field(
+        default=None, description="folder of what cache-vision wrote: pixels are not read and the tower does not run"
+    )
     data: str = Field(description="NAME:SPLIT[?key=value&...], e.g. digits:transfer or llava:train.json?images=DIR")
     validation: str | None = Field(default=None, description="data specification of what to measure the student on")
     validation_cache: str | None = Field(
@@ -64,4 +67,9 @@ class DistillSettings(Settings):
             )
         if self.cache is None and (self.objective.energies or self.objective.features or self.control.shuffle_records):
             raise ValueError("energies, features or controls are named but no cache is given: name one (--cache DIR)")
+        if self.vision_cache is not None and self.training.train_vision_tower:
+            raise ValueError(
+                "vision_cache is given and training.train_vision_tower is true: a tower that trains says something "
+                "else at every step, leave one of them out"
+            )
         return self

@@ -181,3 +181,15 @@ def test_what_several_processes_cannot_do_is_refused(world: World, monkeypatch: 
     monkeypatch.setattr(launching, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ConfigError, match="ZeRO-3 was asked for, stages 1 and 2"):
         launching.require_what_processes_can(settings(world))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("launcher", "batch_size"), [(DDP, 1), (FSDP2, 3)], ids=["DDP", "FSDP2"])
+def test_two_processes_with_a_vision_cache_equal_one_that_sees_pixels(
+    world: World, arguments: list[str], alone: Path, tmp_path: Path, launcher: list[str], batch_size: int
+) -> None:
+    vision = ["--student", str(world.student), "--data", arguments[arguments.index("--data") + 1]]
+    assert main(["cache-vision", *vision, "--exact", "--out", str(tmp_path / "vision")]) == 0
+    more = ["--vision-cache", str(tmp_path / "vision"), "--set", "training.data_workers=2"]
+    finish(start(launcher, [*arguments, *more], tmp_path / "run", batch_size))
+    assert_alike(alone, tmp_path / "run")

@@ -116,7 +116,10 @@ class Grey:
     """An image that needs no file."""
 
     def load(self) -> LoadedImage:
-        return LoadedImage(Image.new("RGB", (24, 20), (90, 10, 190)), "sha")
+        return LoadedImage(Image.new("RGB", (24, 20), (90, 10, 190)), self.sha256())
+
+    def sha256(self) -> str:
+        return "sha"
 
 
 @pytest.mark.parametrize("adapter", [{}, {"kind": "lora", **DROPOUT}], ids=["whole", "lora"])

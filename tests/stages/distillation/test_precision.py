@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.stages.mobilevlm.published import TINY_STUDENT, TINY_TEACHER, tensor_shapes, write_published
-from tests.stages.mobilevlm.test_both_stages import write_data
+from tests.stages.photos import write_photos
 from tests.stages.test_training import TRAINING, Interrupt, assert_same_run, settings
 from tests.world import World
 from torch import nn
@@ -73,7 +73,7 @@ def test_a_dry_run_computes_in_the_precision_of_the_run(
 def test_a_mobilevlm_student_trains_in_bf16_with_adapters_and_checkpointed_layers(tmp_path: Path) -> None:
     teacher = write_published(tmp_path / "teacher", TINY_TEACHER, seed=1)
     student = write_published(tmp_path / "student", TINY_STUDENT, seed=2)
-    data = f"llava:{write_data(tmp_path)}?images={tmp_path / 'photos'}"
+    data = write_photos(tmp_path)
     cache = tmp_path / "cache"
     cache_teacher(CacheTeacherSettings(teacher=str(teacher), data=data), cache, progress=SilentProgress())
     for precision in ("bf16", "fp32"):

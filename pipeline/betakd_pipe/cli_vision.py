@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from betakd_pipe.cli_options import Config, Debug, Set, examples, part_of_work
+from betakd_pipe.cli_options import Config, Debug, DryRun, Set, examples, part_of_work
 
 if TYPE_CHECKING:
     from betakd_stages.caching.vision import VisionSummary
@@ -16,7 +16,7 @@ vision_commands = typer.Typer()
 @vision_commands.command(
     "cache-vision",
     epilog=examples(
-        "betakd-pipe cache-vision --student student --data 'llava:train.json?images=photos' --out vision --estimate",
+        "betakd-pipe cache-vision --student student --data 'llava:train.json?images=photos' --out vision --dry-run",
         "betakd-pipe cache-vision --student student --data 'llava:train.json?images=photos' --out vision",
         "betakd-pipe cache-vision --student student --data digits:transfer --out vision --part 0/2  (beside 1/2)",
         "betakd-pipe cache-vision --config vision.yaml --out vision --set batch_size=128 --set precision=bf16",
@@ -31,7 +31,7 @@ def cache_vision(
     exact: Annotated[bool, typer.Option("--exact", help="Store fp32, twice the size, not float16.")] = False,
     part: Annotated[str, typer.Option(metavar="I/N", help="One of N processes that fill a cache together.")] = "0/1",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the folder first.")] = False,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Say bytes and hours only, from a few images.")] = False,
+    dry_run: DryRun = False,
     config: Config = None,
     set_: Set = None,
     debug: Debug = False,
@@ -48,7 +48,7 @@ def cache_vision(
     flags: dict[str, Any] = {"student": student, "data": data, "limit": limit, "exact": exact or None}
     settings = load_settings(CacheVisionSettings, config, flags, set_ or ())
     piece, progress = part_of_work(part), terminal_progress()
-    if estimate:
+    if dry_run:
         _print_estimate(out, stage_runs.estimate_vision(settings, out, progress=progress))
         return
     summary = stage_runs.cache_vision(settings, out, part=piece, overwrite=overwrite, progress=progress)

@@ -190,7 +190,7 @@ def test_the_estimate_is_what_a_run_takes_and_writes_nothing(
     assert found.total_bytes == pytest.approx(open_cache(whole).manifest.counts.size_bytes, rel=0.01)
     assert found.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
     assert found.hours == pytest.approx(48 * found.seconds_per_image / 3600)
-    assert main([*arguments(world, out), "--estimate"]) == 0
+    assert main([*arguments(world, out), "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith(f"{out}: 48 images of 48 samples, by 32 of them\n")
     assert not out.exists()
 

@@ -1,5 +1,7 @@
 """The student as it trains: loaded, frozen where it does not train, with adapters if asked for."""
 
+from dataclasses import replace
+
 from betakd_stages.models.activations import checkpoint_activations
 from betakd_stages.models.adapters import add_adapter, base_placement
 from betakd_stages.models.loading import LoadedModel, load_model
@@ -13,9 +15,10 @@ def load_student(settings: DistillSettings) -> LoadedModel:
     Raises ModelError where it cannot be loaded, ConfigError for what it has not, or what needs a missing package.
     """
     training, adapter = settings.training, settings.adapter
-    student = load_model(
-        settings.student, max_length=settings.max_length, placement=base_placement(adapter, training.precision)
+    placement = replace(
+        base_placement(adapter, training.precision), attention=training.attention, compute=training.precision
     )
+    student = load_model(settings.student, max_length=settings.max_length, placement=placement)
     freeze(student.model, train_vision_tower=training.train_vision_tower, train_projector=training.train_projector)
     add_adapter(student.model, adapter)
     if training.gradient_checkpointing:

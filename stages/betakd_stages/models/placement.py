@@ -25,7 +25,7 @@ class Placement:
     language_model_only: bool = False
     """Quantise no linear layers but the language model's; else all but the head."""
     compute: str | None = None
-    """The precision that quantised layers compute in, where it is not that of the model."""
+    """The precision that quantised layers and attention compute in, where it is not that of the weights."""
 
     def arguments(self, precision: str, left_whole: Sequence[str] | None = None) -> dict[str, Any]:
         """What `from_pretrained` needs for this; the modules named in `left_whole` are not quantised.
@@ -34,7 +34,7 @@ class Placement:
         """
         arguments: dict[str, Any] = {}
         if self.attention != "auto":
-            _require_attention(self.attention, precision)
+            _require_attention(self.attention, self.compute or precision)
             arguments["attn_implementation"] = self.attention
         if self.quantisation != "none":
             _require_bitsandbytes(self.quantisation)
@@ -65,7 +65,7 @@ def _require_attention(attention: str, precision: str) -> None:
     missing = [
         *([] if torch.cuda.is_available() else ["a GPU"]),
         *([] if importlib.util.find_spec("flash_attn") else ["the package flash-attn (pip install flash-attn)"]),
-        *([] if precision == "bf16" else [f"precision bf16 (found {precision})"]),
+        *([] if precision in ("bf16", "fp16") else [f"precision bf16 (found {precision})"]),
     ]
     if missing:
         raise ConfigError(f"attention flash_attention_2 needs {', '.join(missing)}: add that, or choose attention sdpa")

@@ -20,6 +20,10 @@ class TrainingSettings(SelectionSettings):
     group_by: Literal["nothing", "length", "modality"] = Field(
         default="nothing", description="put samples of like length into a step; modality: and with image or without"
     )
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = Field(
+        default="auto",
+        description="auto: sdpa where the student has it; flash_attention_2: needs flash-attn and 16 bits",
+    )
     packing: bool = Field(
         default=False, description="put a batch's samples into one row behind each other: no padding; LLaVA, MobileVLM"
     )

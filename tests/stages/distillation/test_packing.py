@@ -14,6 +14,7 @@ from betakd_cache import FeatureLayout
 from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.preparation import prepare, require_packing
+from betakd_stages.distillation.student import load_student
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.encoding import packed, supervised_tokens
 from betakd_stages.errors import ConfigError
@@ -107,6 +108,35 @@ def test_a_packed_step_gives_the_loss_and_gradients_of_a_padded_one(
     assert gradients[True].keys() == gradients[False].keys()
     for name, value in gradients[False].items():
         torch.testing.assert_close(gradients[True][name], value, atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_any_attention_of_the_student_gives_the_same_rows(pair: tuple[Path, Path], data: str) -> None:
+    rows = []
+    for attention in ("eager", "sdpa"):
+        settings = DistillSettings.model_validate(
+            {
+                "student": str(pair[1]),
+                "data": data,
+                "objective": {"energies": []},
+                "training": {"attention": attention, "packing": True},
+            }
+        )
+        student = load_student(settings)
+        assert student.model.get_decoder().config._attn_implementation == attention
+        batch = student.encoder.collate([student.encoder.encode(sample) for sample in load_samples(data)])
+        rows.append(answer_rows(student.model, packed(batch)).hidden)
+    torch.testing.assert_close(*rows, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_that_cannot_be_had_is_refused(pair: tuple[Path, Path], data: str) -> None:
+    training = {"attention": "flash_attention_2"}
+    settings = DistillSettings.model_validate(
+        {"student": str(pair[1]), "data": data, "objective": {"energies": []}, "training": training}
+    )
+    with pytest.raises(
+        ConfigError, match=r"attention flash_attention_2 needs .*precision bf16 \(found fp32\): add that"
+    ):
+        load_student(settings)
 
 
 def test_families_with_positions_of_their_own_are_refused(data: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,9 @@ from betakd_pipe.cli_options import (
     names_in,
 )
 from betakd_stages.errors import ConfigError
-from betakd_stages.settings import CacheTeacherSettings
+
+if TYPE_CHECKING:
+    from betakd_stages.settings import CacheTeacherSettings
 
 BAR_WIDTH = 40
 
@@ -232,7 +234,7 @@ def _show(fields: Mapping[str, Any], as_json: bool) -> None:
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
 
 
-def show_estimate(settings: CacheTeacherSettings, num_scored: int = 32, as_json: bool = False) -> None:
+def show_estimate(settings: "CacheTeacherSettings", num_scored: int = 32, as_json: bool = False) -> None:
     """Print what stage one will cost."""
     from betakd_pipe.progress import terminal_progress
     from betakd_stages.caching.estimation import estimate as estimate_cost

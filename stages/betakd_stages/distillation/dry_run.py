@@ -53,14 +53,7 @@ def dry_run(settings: DistillSettings, *, progress: Progress) -> Cost:
     """What `distill` with these settings will need, in each process. Raises what it would raise, and writes nothing."""
     with TemporaryDirectory() as folder:
         prepared = prepare(settings, Path(folder))
-        trainer = DistillationTrainer(
-            prepared.distiller,
-            settings,
-            prepared.batches,
-            args=prepared.arguments,
-            train_dataset=prepared.dataset,
-            data_collator=prepared.collate,
-        )
+        trainer = prepared.trainer(settings)
         seconds = _timed_batches(trainer, prepared, progress)
     return _cost(prepared, trainer, seconds)
 

@@ -24,6 +24,7 @@ from betakd_stages.distillation.optimizers import student_groups
 from betakd_stages.distillation.precision import require_precision
 from betakd_stages.distillation.student import load_student
 from betakd_stages.distillation.tracking import tracking_callbacks
+from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.models.loading import LoadedModel, load_encoder
@@ -51,6 +52,18 @@ class Prepared:
     trackers: list[TrainerCallback]
     agreement: TeacherAgreement
     entropy_borders: tuple[float, ...]
+
+    def trainer(self, settings: DistillSettings) -> DistillationTrainer:
+        """What trains the student."""
+        return DistillationTrainer(
+            self.distiller,
+            settings,
+            self.batches,
+            args=self.arguments,
+            train_dataset=self.dataset,
+            data_collator=self.collate,
+            callbacks=self.trackers,
+        )
 
 
 def prepare(settings: DistillSettings, out: Path) -> Prepared:

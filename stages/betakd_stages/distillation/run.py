@@ -82,15 +82,7 @@ def _train(settings: DistillSettings, prepared: Prepared, out: Path, progress: P
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
     resumed_step = step_of(checkpoint) if checkpoint else 0
-    trainer = DistillationTrainer(
-        prepared.distiller,
-        settings,
-        prepared.batches,
-        args=prepared.arguments,
-        train_dataset=prepared.dataset,
-        data_collator=prepared.collate,
-        callbacks=prepared.trackers,
-    )
+    trainer = prepared.trainer(settings)
     selection = Selection(
         settings.training,
         out,

@@ -15,7 +15,6 @@ from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.preparation import prepare, require_packing
 from betakd_stages.distillation.student import load_student
-from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.encoding import packed, supervised_tokens
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.building import build_model
@@ -91,14 +90,7 @@ def test_a_packed_step_gives_the_loss_and_gradients_of_a_padded_one(
             }
         )
         prepared = prepare(settings, tmp_path)
-        trainer = DistillationTrainer(
-            prepared.distiller,
-            settings,
-            prepared.batches,
-            args=prepared.arguments,
-            train_dataset=prepared.dataset,
-            data_collator=prepared.collate,
-        )
+        trainer = prepared.trainer(settings)
         batch = next(iter(trainer.get_train_dataloader()))
         count = trainer._get_num_items_in_batch([batch], trainer.args.device)
         assert int(count) == NUM_SAMPLES

@@ -15,7 +15,6 @@ from torch import nn
 
 from betakd_stages.caching.run import cache_teacher
 from betakd_stages.distillation import preparation
-from betakd_stages.distillation import run as stage_two
 from betakd_stages.distillation.dry_run import dry_run
 from betakd_stages.distillation.precision import SMALLEST_LOSS_SCALE, loss_scale, require_precision
 from betakd_stages.distillation.run import distill
@@ -100,7 +99,7 @@ class ScaledOnTheCpu(DistillationTrainer):
 @pytest.fixture
 def fp16_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "require_precision", lambda settings: None)
-    monkeypatch.setattr(stage_two, "DistillationTrainer", ScaledOnTheCpu)
+    monkeypatch.setattr(preparation, "DistillationTrainer", ScaledOnTheCpu)
 
 
 @pytest.mark.usefixtures("fp16_on_the_cpu")

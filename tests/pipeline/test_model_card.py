@@ -20,7 +20,7 @@ from betakd_pipe.model_card import base_card, hub_id, without_directories
         ("/home/me/.cache/hub/models--mtgv--MobileVLM_V2-1.7B/snapshots/0a1b", "model", "mtgv/MobileVLM_V2-1.7B"),
         ("llava:/hub/datasets--me--photos/snapshots/1/a.json?images=/tmp/b", "dataset", "me/photos"),
         ("/hub/datasets--me--photos/snapshots/1", "model", None),
-        ("/work/models--mine/student", "model", None),
+        ("/data/models--mine/student", "model", None),
         ("student", "model", None),
     ],
 )

@@ -57,8 +57,8 @@ def export_adapter(folder: Path, out: Path, *, base: str | None = None, dtype: s
     adapter = folder / "adapter"
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise ConfigError(
-            f"{folder} has no adapter/, as finished runs have that were made with --adapter lora or dora: leave "
-            "--adapter out to export the model"
+            f"{folder} has no adapter/, as finished runs have that were made with --adapter lora, dora or qlora: "
+            "leave --adapter out to export the model"
         )
     out.mkdir(parents=True, exist_ok=True)
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))

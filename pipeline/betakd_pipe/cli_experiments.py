@@ -45,9 +45,9 @@ def ablate(
     debug: Debug = False,
 ) -> int:
     """Many runs from one cache, one table. Finished runs are kept, interrupted ones go on, failed ones are named."""
-    from betakd_pipe.ablate import Ablation, run_ablations
-    from betakd_pipe.ablate_spec import AblationSpec
-    from betakd_pipe.ablate_table import print_table
+    from betakd_pipe.ablation.run import Ablation, run_ablations
+    from betakd_pipe.ablation.spec import AblationSpec
+    from betakd_pipe.ablation.table import print_table
     from betakd_pipe.config import load_settings
     from betakd_pipe.progress import terminal_progress
 

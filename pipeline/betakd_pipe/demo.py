@@ -1,8 +1,7 @@
 """`betakd-pipe demo`: both stages on real handwritten digits, several methods from one cache, a table and a report.
 
 Teachers and students are tiny models in a real architecture; what is injected (label noise, a teacher that is ignorant
-of some questions) is said in the report. Each scenario's ablation is written to its folder as spec.yaml, for
-`betakd-pipe ablate`.
+of some questions) is said in the report. The spec.yaml in a scenario's folder is for `betakd-pipe ablate`.
     D1  a good teacher; 30 % of the transfer labels wrong
     D2  a teacher that learned nothing about two question types; 40 % of the labels of the other two types wrong
 """
@@ -14,18 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from betakd_pipe.ablate import Ablation, AblationResult, run_ablations
-from betakd_pipe.ablate_rows import ResultRow
-from betakd_pipe.ablate_spec import AblationSpec
-from betakd_pipe.ablate_table import print_table
-from betakd_pipe.ablate_workers import worker_pool
+from betakd_pipe.ablation.rows import ResultRow
+from betakd_pipe.ablation.run import Ablation, AblationResult, run_ablations
+from betakd_pipe.ablation.spec import AblationSpec
+from betakd_pipe.ablation.table import print_table
+from betakd_pipe.ablation.workers import worker_pool
 from betakd_pipe.config import load_settings
 from betakd_pipe.demo_results import conclusions, teacher_rows, write_demo_results
 from betakd_pipe.stage_runs import load_stages
 from betakd_stages.errors import ConfigError
-from betakd_stages.files import write_atomically
 from betakd_stages.progress import Progress, SilentProgress
 from betakd_stages.settings import (
     CacheTeacherSettings,
@@ -40,7 +36,6 @@ RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 QUESTION_TYPES = ("which", "even", "greater", "prime")
 TYPES_OPTION = f"types={'+'.join(QUESTION_TYPES)}"
 QUICK_STEPS = 60
-SPEC = "spec.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +171,7 @@ def _evaluation() -> dict[str, Any]:
 def _ablation(
     scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool, added: Mapping[str, Any]
 ) -> Ablation:
-    """The recipe and an added method with the scenario's data and folders filled in, also written to
-    `folder`/spec.yaml."""
+    """The recipe and an added method with the scenario's data and folders filled in."""
     tuning = [f"methods.fkl-fixed-tuned.tune.seed={seeds[0]}"]
     steps = [f"base.training.steps={QUICK_STEPS}"] if quick else []
     flags = {
@@ -190,9 +184,6 @@ def _ablation(
         "evaluate": {**_evaluation(), "reference": f"{folder}/seed-{{seed}}/teacher-evaluation"},
     }
     spec = load_settings(AblationSpec, RECIPE, flags, [*tuning, *steps])
-    write_atomically(
-        folder / SPEC, yaml.safe_dump(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-    )
     return Ablation(spec, folder)
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from betakd_pipe.ablate_rows import RESULTS, ResultRow, training_seconds, write_records
+from betakd_pipe.ablation.rows import RESULTS, ResultRow, training_seconds, write_records
 
 TEACHER = "teacher"
 

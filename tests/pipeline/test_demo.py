@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from betakd_pipe.ablate_rows import ResultRow
-from betakd_pipe.ablate_spec import plan_run
+from betakd_pipe.ablation.rows import ResultRow
+from betakd_pipe.ablation.spec import plan_run
 from betakd_pipe.cli import main
 from betakd_pipe.demo import SCENARIOS, _ablation, added_method
 from betakd_pipe.demo_results import conclusions

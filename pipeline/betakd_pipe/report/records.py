@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from betakd_pipe.ablate_rows import EVALUATION, ResultRow
+from betakd_pipe.ablation.rows import EVALUATION, ResultRow
 from betakd_stages.errors import UserError
 
 TEACHER = "teacher"

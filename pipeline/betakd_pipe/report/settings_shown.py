@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from betakd_cache import Manifest, read_manifest
-from betakd_pipe.ablate_rows import ResultRow
+from betakd_pipe.ablation.rows import ResultRow
 from betakd_pipe.config import flatten, read_layer
 from betakd_pipe.report.records import ReportScenario, rows_by_method
 from betakd_pipe.report.tables import PlainTable, difference_table

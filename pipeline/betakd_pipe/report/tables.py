@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from betakd_pipe.ablate_rows import ResultRow
-from betakd_pipe.ablate_table import mean_and_deviation
+from betakd_pipe.ablation.rows import ResultRow
+from betakd_pipe.ablation.table import mean_and_deviation
 from betakd_pipe.report.records import TEACHER, ReportScenario, rows_by_method, teacher_scores
 
 MISSING = "–"

@@ -13,7 +13,7 @@ import yaml
 from betakd_cache.layout import CacheRules
 from betakd_cache.manifest import Manifest
 from betakd_cache.token_rule import TokenRule
-from betakd_pipe.ablate_rows import ResultRow
+from betakd_pipe.ablation.rows import ResultRow
 from betakd_pipe.report import ReportScenario
 from betakd_stages.data import SampleSet, load_samples
 from betakd_stages.settings import DistillSettings

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.pipeline.report.fixture_folders import METHODS, make_scenario, write_lines
 
 from betakd_cache import CacheError
-from betakd_pipe.ablate_rows import ResultRow
+from betakd_pipe.ablation.rows import ResultRow
 from betakd_pipe.report import ReportError, ReportScenario, write_report
 from betakd_stages.data import load_samples
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from betakd_cache import CacheError
-from betakd_pipe.ablate_rows import EVALUATION, ResultRow, result_row, write_row
-from betakd_pipe.ablate_spec import PlannedRun
+from betakd_pipe.ablation.rows import EVALUATION, ResultRow, result_row, write_row
+from betakd_pipe.ablation.spec import PlannedRun
 from betakd_pipe.stage_runs import Stages, distill, evaluate
 from betakd_stages.errors import UserError
 from betakd_stages.progress import SilentProgress

@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from betakd_pipe.ablate_rows import ResultRow
+from betakd_pipe.ablation.rows import ResultRow
 
 MISSING = "-"
 COLUMNS: list[tuple[str, Callable[[ResultRow], float | None], int]] = [

@@ -1,8 +1,8 @@
 """Ablations: many runs of stage two over shared caches, in worker processes, into one table.
 
-Runs live in OUT/seed-N/runs/METHOD, each with its evaluation inside. Runs that would do the same are done once. What is
-done is kept, what was interrupted goes on, what fails is named at the end. Tuned methods come in a second wave, when
-the runs of their candidates are there.
+Runs live in OUT/seed-N/runs/METHOD, each with its evaluation inside, and OUT/spec.yaml says what was asked for. Runs
+that would do the same are done once. What is done is kept, what was interrupted goes on, what fails is named at the
+end. Tuned methods come in a second wave, when the runs of their candidates are there.
 """
 
 import itertools
@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from betakd_pipe.ablate_rows import ResultRow, read_row, write_results
-from betakd_pipe.ablate_spec import AblationSpec, PlannedRun, TuneSettings, all_methods, candidate_name, plan_run
-from betakd_pipe.ablate_workers import Failure, LoadStages, describe, execute_all, worker_pool
+import yaml
+
+from betakd_pipe.ablation.rows import ResultRow, read_row, write_results
+from betakd_pipe.ablation.spec import AblationSpec, PlannedRun, TuneSettings, all_methods, candidate_name, plan_run
+from betakd_pipe.ablation.workers import Failure, LoadStages, describe, execute_all, worker_pool
 from betakd_pipe.stage_runs import load_stages
 from betakd_stages.errors import ConfigError, UserError
 from betakd_stages.files import write_atomically
@@ -26,6 +28,7 @@ from betakd_stages.progress import Progress
 Outcomes = dict[str, ResultRow | Failure]
 """What came of each run, by its identity: runs that would do the same share one outcome."""
 
+SPEC = "spec.yaml"
 TUNED = "tuned.json"
 
 
@@ -82,12 +85,14 @@ def run_ablations(
 ) -> list[AblationResult]:
     """The results of several ablations, done by one set of `jobs` worker processes (default: one per core).
 
-    Writes results.csv and tuned.json into the folder of each. Raises ConfigError before anything runs if a spec is
-    wrong; a run that fails is recorded in the result.
+    Writes spec.yaml, results.csv and tuned.json into the folder of each. Raises ConfigError before anything runs if a
+    spec is wrong; a run that fails is recorded in the result.
     """
-    untuned = [_untuned_runs(ablation) for ablation in ablations]
-    candidates = [_candidate_runs(ablation) for ablation in ablations]
+    untuned = [untuned_runs(ablation) for ablation in ablations]
+    candidates = [candidate_runs(ablation) for ablation in ablations]
     results = [AblationResult() for _ in ablations]
+    for ablation in ablations:
+        _write_spec(ablation)
     first_wave = list(itertools.chain(*untuned, *candidates))
     num_tuned = sum(len(ablation.spec.seeds) * len(_tuned_methods(ablation.spec)) for ablation in ablations)
     outcomes: Outcomes = {}
@@ -106,7 +111,14 @@ def run_ablations(
     return results
 
 
-def _untuned_runs(ablation: Ablation) -> list[PlannedRun]:
+def _write_spec(ablation: Ablation) -> None:
+    ablation.out.mkdir(parents=True, exist_ok=True)
+    asked = ablation.spec.model_dump(mode="json", exclude_defaults=True)
+    write_atomically(ablation.out / SPEC, yaml.safe_dump(asked, sort_keys=False))
+
+
+def untuned_runs(ablation: Ablation) -> list[PlannedRun]:
+    """The runs of the methods that need no tuning, seed by seed."""
     spec = ablation.spec
     return [
         plan_run(spec, ablation.out, method, seed)
@@ -120,7 +132,7 @@ def _tuned_methods(spec: AblationSpec) -> dict[str, TuneSettings]:
     return {method: settings.tune for method, settings in spec.methods.items() if settings.tune is not None}
 
 
-def _candidate_runs(ablation: Ablation) -> list[PlannedRun]:
+def candidate_runs(ablation: Ablation) -> list[PlannedRun]:
     """The runs to choose among. Raises ConfigError where they would have no validation metric."""
     runs: list[PlannedRun] = []
     for method, tune in _tuned_methods(ablation.spec).items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from betakd_pipe.ablate_spec import AblationSpec, all_methods, plan_run, short_name
+from betakd_pipe.ablation.spec import AblationSpec, all_methods, plan_run, short_name
 from betakd_pipe.config import Layer, resolve
 from betakd_stages.errors import ConfigError
 

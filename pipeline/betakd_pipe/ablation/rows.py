@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from betakd_pipe.ablate_spec import PlannedRun
+from betakd_pipe.ablation.spec import PlannedRun
 from betakd_pipe.run_folder import check_configuration
 from betakd_stages.files import write_atomically
 
@@ -99,10 +99,17 @@ def write_row(run: PlannedRun, row: ResultRow) -> None:
 
 def read_row(run: PlannedRun) -> ResultRow | None:
     """The row of a run that is done, None otherwise. Raises ConfigError where its folder holds another run."""
+    row = stored_row(run)
+    if row is not None:
+        check_configuration(run.folder, run.settings)
+        check_configuration(run.folder / EVALUATION, run.evaluation)
+    return row
+
+
+def stored_row(run: PlannedRun) -> ResultRow | None:
+    """The row in a run's folder, whatever it was made with; None where the run is not done."""
     if not (run.folder / ROW).is_file():
         return None
-    check_configuration(run.folder, run.settings)
-    check_configuration(run.folder / EVALUATION, run.evaluation)
     values = json.loads((run.folder / ROW).read_text(encoding="utf-8"))
     return ResultRow(method=run.method, seed=run.seed, run=run.folder, **values)
 

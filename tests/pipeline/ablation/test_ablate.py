@@ -15,9 +15,10 @@ import pytest
 from rich.console import Console
 from tests.pipeline.fake_stages import distilled, load_fake_stages
 
-from betakd_pipe.ablate import Ablation, AblationResult, run_ablations
-from betakd_pipe.ablate_spec import AblationSpec
-from betakd_pipe.ablate_table import mean_and_deviation, print_table
+from betakd_pipe.ablation.reading import read_ablation
+from betakd_pipe.ablation.run import Ablation, AblationResult, run_ablations
+from betakd_pipe.ablation.spec import AblationSpec
+from betakd_pipe.ablation.table import mean_and_deviation, print_table
 from betakd_stages.errors import ConfigError, UserError
 from betakd_stages.progress import SilentProgress
 
@@ -221,10 +222,10 @@ def test_several_ablations_share_one_pool_and_keep_their_own_tables(tmp_path: Pa
 SLOW_ABLATION = """
 import sys
 from pathlib import Path
-from betakd_pipe.ablate import Ablation, run_ablations
+from betakd_pipe.ablation.run import Ablation, run_ablations
 from betakd_stages.progress import SilentProgress
 from tests.pipeline.fake_stages import load_fake_stages
-from tests.pipeline.test_ablate import make_spec
+from tests.pipeline.ablation.test_ablate import make_spec
 
 if __name__ == "__main__":
     student = Path(sys.argv[1])
@@ -237,7 +238,7 @@ if __name__ == "__main__":
 def test_workers_end_with_their_parent(tmp_path: Path, stop: signal.Signals) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW_ABLATION, encoding="utf-8")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -279,3 +280,29 @@ def test_mean_and_deviation_claims_no_deviation_of_one_figure() -> None:
     assert mean_and_deviation([2.0]) == "2.0"
     assert mean_and_deviation([1.0, 3.0]) == "2.0 ± 1.4"
     assert mean_and_deviation([1.0, None]) == "-"
+
+
+def test_an_ablation_is_read_back_from_wherever_its_folder_lies_now(tmp_path: Path) -> None:
+    same = {"weighting": {"name": "fixed", "options": {"beta": 3}}}
+    spec = make_spec(tmp_path, methods={"fixed-1": FIXED_1, "fixed-3": same, "again": same, "tuned": TUNED})
+    result = run(spec, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    read, rows = read_ablation(tmp_path / "elsewhere")
+    assert read == spec
+    assert [(row.method, row.seed, row.accuracy) for row in rows] == [
+        (row.method, row.seed, row.accuracy) for row in result.rows
+    ]
+    assert all(row.run.is_dir() for row in rows)
+
+
+def test_what_is_done_of_an_ablation_is_read_back(tmp_path: Path) -> None:
+    run(make_spec(tmp_path, methods={"fixed-1": FIXED_1}), tmp_path / "out")
+    spec = tmp_path / "out" / "spec.yaml"
+    spec.write_text(spec.read_text(encoding="utf-8") + "  more:\n    set: {seed: 5, max_length: 9}\n", encoding="utf-8")
+    _, rows = read_ablation(tmp_path / "out")
+    assert [row.method for row in rows] == ["fixed-1", "fixed-1"]
+
+
+def test_a_folder_without_an_ablation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no spec.yaml, so it is no ablation: name a folder that betakd-pipe"):
+        read_ablation(tmp_path)

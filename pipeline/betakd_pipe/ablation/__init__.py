@@ -1,0 +1,1 @@
+"""Ablations: what they compare, their runs, and the tables that they make."""

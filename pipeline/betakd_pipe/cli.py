@@ -12,6 +12,7 @@ from betakd_pipe import __version__
 from betakd_pipe.cli_cache import cache_app
 from betakd_pipe.cli_experiments import experiment_commands
 from betakd_pipe.cli_export import export_commands
+from betakd_pipe.cli_inspect import inspect_commands
 from betakd_pipe.cli_options import EXIT_FAILED, examples
 from betakd_pipe.cli_stages import stage_commands
 from betakd_pipe.cli_vision import vision_commands
@@ -30,6 +31,7 @@ app.add_typer(stage_commands)
 app.add_typer(vision_commands)
 app.add_typer(experiment_commands)
 app.add_typer(export_commands)
+app.add_typer(inspect_commands)
 app.add_typer(cache_app, name="cache")
 
 

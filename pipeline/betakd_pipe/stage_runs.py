@@ -1,6 +1,6 @@
 """The stages inside their run folders: each function here is one command, without the command line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from betakd_stages.caching.vision import VisionSummary
     from betakd_stages.caching.vision_estimation import VisionEstimate
     from betakd_stages.distillation.run import DistillSummary
+    from betakd_stages.inspection import SampleView
     from betakd_stages.models.building import BuiltModel
 
 
@@ -123,6 +124,16 @@ def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress, stage
     with run_folder(out, settings) as folder:
         scores: dict[str, Any] = stages.evaluate(settings, folder, progress=progress)
     return scores
+
+
+def inspect_samples(
+    run: Path, settings: DistillSettings, *, sample_ids: Sequence[str], count: int, num_guesses: int
+) -> "list[SampleView]":
+    """Samples of a finished run, end to end; writes nothing."""
+    from betakd_stages.inspection import inspect_samples as stage
+
+    _hide_bars_of_transformers()
+    return stage(run, settings, sample_ids=sample_ids, count=count, num_guesses=num_guesses)
 
 
 def export(run: Path, out: Path, wanted: Export, *, overwrite: bool) -> int:

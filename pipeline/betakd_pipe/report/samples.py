@@ -73,7 +73,7 @@ def sample_cards(scenario: ReportScenario) -> list[Card]:
                 f"{sample.sample_id!r} there: evaluate again with this version"
             )
         answers = {method: answered[index] for method, answered in predictions.items()}
-        image = None if sample.image is None else _data_uri(sample.image.load().pixels)
+        image = None if sample.image is None else data_uri(sample.image.load().pixels)
         cards.append(
             Card(asked["sample_id"], asked["category"], asked["question"], asked["label"], image, _grouped(answers))
         )
@@ -132,7 +132,8 @@ def _grouped(answers: Mapping[str, Mapping[str, Any]]) -> tuple[AnswerGroup, ...
     return tuple(sorted(groups, key=lambda group: not group.correct))
 
 
-def _data_uri(pixels: "Image.Image") -> str:
+def data_uri(pixels: "Image.Image") -> str:
+    """The image, enlarged or reduced, as PNG in a text that a page can hold."""
     from PIL import Image
 
     factor = IMAGE_SIZE_PIXELS // max(pixels.size)

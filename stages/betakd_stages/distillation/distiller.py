@@ -35,7 +35,7 @@ class Distiller(nn.Module):
         self._no_split_modules = sorted(classes.intersection(student._no_split_modules or ()))
         self.objective = objective
         self._vocabulary_size = vocabulary_size
-        self._manifest = manifest
+        self.manifest = manifest
         # Of the student only what a feature channel compares; what a weighting sees are the teacher's features.
         self._layouts = {name: manifest.rules.layout(name) for name in objective.features} if manifest else {}
 
@@ -54,10 +54,10 @@ class Distiller(nn.Module):
         )
 
     def _cached(self, batch: dict[str, Any], rows: AnswerRows) -> CachedBatch:
-        if self._manifest is None:
+        if self.manifest is None:
             targets = labels_only(rows.gold_ids, rows.sample_index, len(batch["has_image"]), self._vocabulary_size)
             return CachedBatch(targets, {}, {})
-        cached = decode_batch(batch["teacher"], self._manifest, rows.gold_ids.device)
+        cached = decode_batch(batch["teacher"], self.manifest, rows.gold_ids.device)
         # The student's own labels: the same as the cache's, except where a control gives it other samples' records.
         return dataclasses.replace(cached, targets=dataclasses.replace(cached.targets, gold_ids=rows.gold_ids))
 

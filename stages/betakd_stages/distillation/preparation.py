@@ -76,7 +76,7 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
     if settings.training.num_threads:
         torch.set_num_threads(settings.training.num_threads)
     set_seed(settings.seed)
-    cache = _open_cache(settings) if settings.cache else None
+    cache = open_cache_of(settings) if settings.cache else None
     matched = _matched(settings, cache)
     student = load_student(settings)
     manifest = cache.manifest if cache else None
@@ -108,7 +108,7 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
         num_dropped=matched.num_dropped,
         arguments=arguments,
         trackers=tracking_callbacks(settings, out),
-        agreement=held_out_agreement(settings, student.encoder, cache, _open_cache),
+        agreement=held_out_agreement(settings, student.encoder, cache, open_cache_of),
         entropy_borders=entropy_borders(cache, matched.cache_indices) if cache else (),
     )
 
@@ -137,7 +137,8 @@ def _matched(settings: DistillSettings, cache: TeacherCache | None) -> MatchedSa
     )
 
 
-def _open_cache(settings: DistillSettings) -> TeacherCache:
+def open_cache_of(settings: DistillSettings) -> TeacherCache:
+    """The cache that the settings name. Raises CacheError where it cannot be opened."""
     limit_gb = settings.staging_limit_gb
     limit_bytes = LIMIT_BYTES if limit_gb is None else round(limit_gb * 1e9)
     return open_cache(str(settings.cache), staging=settings.staging, staging_limit_bytes=limit_bytes)

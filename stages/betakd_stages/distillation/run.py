@@ -34,6 +34,7 @@ from betakd_stages.settings import DistillSettings
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 RESULT = "result.json"
+WEIGHTING = "weighting.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _finish(
         merge_adapter(student.model)
     student.model.save_pretrained(temporary)
     student.encoder.save(temporary)
-    save_file(learned, out / "weighting.safetensors")
+    save_file(learned, out / WEIGHTING)
     write_atomically(out / RESULT, json.dumps({"steps": steps, "metrics": metrics}, indent=2) + "\n")
     temporary.rename(out / MODEL_FOLDER)
     # Checkpoints serve only to resume, and hold the optimizer: several times the model's size.

@@ -1,12 +1,11 @@
-"""The commands that make many runs into one table: ablate, and demo, which is an ablation of its own."""
+"""The demo, which is an ablation with teachers of its own, and the recipes."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from betakd_pipe.cli_options import EXIT_FAILED, Debug, Set, comma_separated, examples
+from betakd_pipe.cli_options import Debug, comma_separated, examples
 
 experiment_commands = typer.Typer()
 
@@ -18,47 +17,18 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe; without one, list all.")] = None,
     debug: Debug = False,
 ) -> None:
-    """The recipes that come with the package, for --recipe of cache-teacher and distill."""
+    """The recipes that come with the package, for --recipe of cache-teacher, distill and ablate; and its ablations."""
+    from betakd_pipe.ablation.paper_tables import spec_path, table_description, table_names
     from betakd_pipe.recipes import recipe_command, recipe_description, recipe_names, recipe_path
 
     if name is not None:
-        print(recipe_path(name).read_text(encoding="utf-8"), end="")
+        path = spec_path(name) if name in table_names() else recipe_path(name)
+        print(path.read_text(encoding="utf-8"), end="")
         return
     for each in recipe_names():
         print(f"{each} ({recipe_command(each)}): {recipe_description(each)}")
-
-
-@experiment_commands.command(
-    epilog=examples(
-        "betakd-pipe ablate spec.yaml --cache cache --student student --data digits:transfer --out ablation",
-        "betakd-pipe ablate spec.yaml --out ablation --jobs 2 --set seeds=[0,1]",
-    )
-)
-def ablate(
-    spec: Annotated[Path, typer.Argument(help="YAML: seeds, methods, grid, tuning.")],
-    out: Annotated[Path, typer.Option(help="Folder of all runs and of results.csv.")],
-    student: Annotated[str | None, typer.Option(help="Folder of the student; {seed} is filled in.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Folder of the cache; {seed} is filled in.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data specification; {seed} is filled in.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: the cores.")] = None,
-    set_: Set = None,
-    debug: Debug = False,
-) -> int:
-    """Many runs from one cache, one table. Finished runs are kept, interrupted ones go on, failed ones are named."""
-    from betakd_pipe.ablation.run import Ablation, run_ablations
-    from betakd_pipe.ablation.spec import AblationSpec
-    from betakd_pipe.ablation.table import print_table
-    from betakd_pipe.config import load_settings
-    from betakd_pipe.progress import terminal_progress
-
-    flags = {"student": student, "cache": cache, "data": data}
-    settings = load_settings(AblationSpec, spec, flags, set_ or ())
-    (result,) = run_ablations([Ablation(settings, out)], jobs=jobs, progress=terminal_progress())
-    print_table(result.rows)
-    print(f"{out / 'results.csv'}: {len(result.rows)} rows")
-    for run, reason in result.failures.items():
-        print(f"betakd-pipe: {run} failed: {reason}", file=sys.stderr)
-    return EXIT_FAILED if result.failures else 0
+    for each in table_names():
+        print(f"{each} (ablate): {table_description(each)}")
 
 
 @experiment_commands.command(

@@ -29,15 +29,18 @@ class Stages:
 
     distill: Callable[..., Any]
     evaluate: Callable[..., Any]
+    visible_gpus: Callable[[], list[str]]
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
 
 
 def load_stages() -> Stages:
     """The real stages; imports torch, which takes seconds."""
+    from betakd_stages.caching.workers import visible_gpus
     from betakd_stages.distillation.run import distill
     from betakd_stages.evaluation import evaluate
 
     _hide_bars_of_transformers()
-    return Stages(distill, evaluate)
+    return Stages(distill, evaluate, visible_gpus)
 
 
 def cache_teacher(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ EVALUATION = "evaluation"
 ROW = "row.json"
 RESULTS = "results.csv"
 TIMINGS = "timings.jsonl"
+
+_OF_OWN_FIELD = ("accuracy", "agreement", "expected_calibration_error")
+_OF_SETTINGS = ("max_new_tokens",)
 
 _BETA = re.compile("beta/[^/]+")  # not its quantiles, such as beta/fkl/q50
 
@@ -39,6 +42,15 @@ class ResultRow:
     """Training time of stage two over all sessions, without loading and evaluation."""
     run: Path
     """The run folder; that of an identical run where this one was not needed."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Every further number of the evaluation, such as `img_accuracy`."""
+    seconds_per_step: float | None = None
+    peak_memory_mib: float | None = None
+    """Of the worker process on the host since it began; of this run alone where that had a process of its own."""
+    peak_gpu_memory_mib: float | None = None
+    """None where there is no GPU."""
+    whole_seconds: float | None = None
+    """From the start of the session that finished the run to its row: loading, training and evaluation."""
 
     @property
     def validation_accuracy(self) -> float | None:
@@ -51,6 +63,11 @@ class ResultRow:
         means = {name: value for name, value in self.metrics.items() if _BETA.fullmatch(name)}
         return {name.removeprefix("beta/"): value for name, value in means.items()}
 
+    def figure(self, name: str) -> float | None:
+        """A figure by the name it has here, in `scores` or in `metrics`; None where the run has none of that name."""
+        own = getattr(self, name) if name in FIGURES else None
+        return own if own is not None else self.scores.get(name, self.metrics.get(name))
+
     def columns(self, out: Path) -> dict[str, Any]:
         """The row of results.csv; `run` is relative to the folder `out`."""
         return {
@@ -60,15 +77,36 @@ class ResultRow:
             "validation_accuracy": self.validation_accuracy,
             "agreement": self.agreement,
             "ece": self.expected_calibration_error,
+            **self.scores,
             **{f"accuracy_{category}": value for category, value in self.accuracy_by_category.items()},
             **{f"beta_{channel}": value for channel, value in self.betas.items()},
+            "seconds_per_step": None if self.seconds_per_step is None else round(self.seconds_per_step, 4),
+            "peak_memory_mib": self.peak_memory_mib,
+            "peak_gpu_memory_mib": self.peak_gpu_memory_mib,
             "seconds": round(self.seconds, 2),
             "run": os.path.relpath(self.run, out),
         }
 
 
-def result_row(run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str, float]) -> ResultRow:
+FIGURES = (
+    "accuracy",
+    "validation_accuracy",
+    "agreement",
+    "expected_calibration_error",
+    "seconds",
+    "seconds_per_step",
+    "peak_memory_mib",
+    "peak_gpu_memory_mib",
+)
+"""The figures that are a row's own, whatever the evaluation says."""
+
+
+def result_row(
+    run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str, float], whole_seconds: float | None = None
+) -> ResultRow:
     """The row of a run from the scores of its evaluation and the final metrics of stage two."""
+    timings = _timings(run.folder)
+    seconds = training_seconds(run.folder)
     return ResultRow(
         method=run.method,
         seed=run.seed,
@@ -77,16 +115,40 @@ def result_row(run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str,
         agreement=scores.get("agreement"),
         expected_calibration_error=scores["expected_calibration_error"],
         metrics=metrics,
-        seconds=training_seconds(run.folder),
+        seconds=seconds,
         run=run.folder,
+        scores=_further_numbers(scores),
+        seconds_per_step=seconds / timings[-1]["step"],
+        peak_memory_mib=_peak(timings, "peak_memory_mib"),
+        peak_gpu_memory_mib=_peak(timings, "peak_gpu_memory_mib"),
+        whole_seconds=whole_seconds,
     )
 
 
 def training_seconds(run: Path) -> float:
     """Seconds of training in a run folder: the steps between two rows of timings.jsonl times the seconds of each."""
-    rows = [json.loads(line) for line in (run / TIMINGS).read_text(encoding="utf-8").splitlines()]
+    rows = _timings(run)
     starts = [0, *(row["step"] for row in rows)]
     return float(sum((row["step"] - start) * row["seconds_per_step"] for row, start in zip(rows, starts, strict=False)))
+
+
+def _timings(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / TIMINGS).read_text(encoding="utf-8").splitlines()]
+
+
+def _peak(timings: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    known = [row[name] for row in timings if name in row]
+    return max(known) if known else None
+
+
+def _further_numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of the scores that stand at their top and have no field of their own in a row."""
+    taken = (*_OF_OWN_FIELD, *_OF_SETTINGS)
+    return {
+        name: value
+        for name, value in scores.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in taken
+    }
 
 
 def write_row(run: PlannedRun, row: ResultRow) -> None:

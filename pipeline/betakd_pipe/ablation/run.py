@@ -2,24 +2,24 @@
 
 Runs live in OUT/seed-N/runs/METHOD, each with its evaluation inside, and OUT/spec.yaml says what was asked for. Runs
 that would do the same are done once. What is done is kept, what was interrupted goes on, what fails is named at the
-end. Tuned methods come in a second wave, when the runs of their candidates are there.
+end. Tuned methods come in a second wave, when the runs of their candidates are there. OUT/results.csv, OUT/table.md and
+OUT/table.csv are written anew after every run.
 """
 
-import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from betakd_pipe.ablation.execution import Execution, Failure, SilentWatch, Slots, Watch, stopped_by_sigterm
 from betakd_pipe.ablation.rows import ResultRow, read_row, write_results
+from betakd_pipe.ablation.shaped import shaped_table, write_shaped
 from betakd_pipe.ablation.spec import AblationSpec, PlannedRun, TuneSettings, all_methods, candidate_name, plan_run
-from betakd_pipe.ablation.workers import Failure, LoadStages, describe, execute_all, worker_pool
+from betakd_pipe.ablation.workers import LoadStages, describe
 from betakd_pipe.stage_runs import load_stages
 from betakd_stages.errors import ConfigError, UserError
 from betakd_stages.files import write_atomically
@@ -80,34 +80,49 @@ def run_ablations(
     ablations: Sequence[Ablation],
     *,
     jobs: int | None = None,
+    retries: int = 1,
     progress: Progress,
+    watch: Watch | None = None,
     load_stages: LoadStages = load_stages,
 ) -> list[AblationResult]:
-    """The results of several ablations, done by one set of `jobs` worker processes (default: one per core).
+    """The results of several ablations, done by one set of `jobs` worker processes (default: one per GPU or core).
 
-    Writes spec.yaml, results.csv and tuned.json into the folder of each. Raises ConfigError before anything runs if a
-    spec is wrong; a run that fails is recorded in the result.
+    Writes spec.yaml, results.csv, table.md, table.csv and tuned.json into the folder of each. Raises ConfigError before
+    anything runs if a spec is wrong, and Interrupted where SIGTERM stopped it; a run that fails is recorded in the
+    result.
     """
     untuned = [untuned_runs(ablation) for ablation in ablations]
     candidates = [candidate_runs(ablation) for ablation in ablations]
     results = [AblationResult() for _ in ablations]
     for ablation in ablations:
+        shaped_table(ablation.spec, [])  # a table that cannot be made is found now
         _write_spec(ablation)
-    first_wave = list(itertools.chain(*untuned, *candidates))
-    num_tuned = sum(len(ablation.spec.seeds) * len(_tuned_methods(ablation.spec)) for ablation in ablations)
+    books = [
+        _Book(ablation, [*plain, *tried], result)
+        for ablation, plain, tried, result in zip(ablations, untuned, candidates, results, strict=True)
+    ]
+    num_runs = sum(len(book.runs) + num_tuned_runs(book.ablation) for book in books)
     outcomes: Outcomes = {}
-    progress.start("ablation", total=len(first_wave) + num_tuned)
+    how = Execution(jobs, retries, any(ablation.spec.own_processes for ablation in ablations))
+    recorder = _Recorder(books, outcomes, progress, watch or SilentWatch())
+    missing = _missing_runs(books, recorder)
+    progress.start("ablation", total=num_runs, done=recorder.num_done)
     try:
-        with worker_pool(jobs or os.cpu_count() or 1) as pool:
-            _execute_missing(pool, first_wave, outcomes, load_stages, progress)
-            tuned = [
-                _tuned_runs(ablation, outcomes, result) for ablation, result in zip(ablations, results, strict=True)
-            ]
-            _execute_missing(pool, list(itertools.chain(*tuned)), outcomes, load_stages, progress)
+        with (
+            stopped_by_sigterm(lambda: f"with {recorder.num_done} of {num_runs} runs done"),
+            Slots(load_stages, how) as slots,
+        ):
+            slots.execute(missing, recorder)
+            for book in books:
+                book.runs += _tuned_runs(book.ablation, outcomes, book.result)
+            num_done = recorder.num_done
+            missing = _missing_runs(books, recorder)
+            progress.advance(recorder.num_done - num_done)
+            slots.execute(missing, recorder)
     finally:
         progress.finish()
-    for ablation, result, *runs in zip(ablations, results, untuned, candidates, tuned, strict=True):
-        _collect(ablation, list(itertools.chain(*runs)), outcomes, result)
+    for book in books:
+        book.write(outcomes)
     return results
 
 
@@ -130,6 +145,11 @@ def untuned_runs(ablation: Ablation) -> list[PlannedRun]:
 
 def _tuned_methods(spec: AblationSpec) -> dict[str, TuneSettings]:
     return {method: settings.tune for method, settings in spec.methods.items() if settings.tune is not None}
+
+
+def num_tuned_runs(ablation: Ablation) -> int:
+    """How many runs follow when the candidates are there."""
+    return len(ablation.spec.seeds) * len(_tuned_methods(ablation.spec))
 
 
 def candidate_runs(ablation: Ablation) -> list[PlannedRun]:
@@ -183,29 +203,23 @@ def _choose(ablation: Ablation, method: str, tune: TuneSettings, outcomes: Outco
     return Tuning(tune.key, tune.metric, tune.seed, tuple(candidates), min(tied) if numbers else tied[0])
 
 
-def _execute_missing(
-    pool: ProcessPoolExecutor,
-    runs: Sequence[PlannedRun],
-    outcomes: Outcomes,
-    load_stages: LoadStages,
-    progress: Progress,
-) -> None:
-    """Bring the outcome of every run into `outcomes`: from its folder, from an identical run, or by executing it."""
+def _missing_runs(books: Sequence["_Book"], recorder: "_Recorder") -> list[PlannedRun]:
+    """The runs to execute; those that lie in their folders, or equal another one, are counted as done."""
     missing: dict[str, PlannedRun] = {}
-    for run in runs:
-        if run.identity in outcomes or run.identity in missing:
-            progress.advance()
-        elif (stored := _stored(run)) is not None:
-            outcomes[run.identity] = stored
-            progress.advance()
-        else:
-            missing[run.identity] = run
-
-    def record(run: PlannedRun, outcome: ResultRow | Failure) -> None:
-        outcomes[run.identity] = outcome
-        progress.advance(run=f"{run.method} seed {run.seed}")
-
-    execute_all(pool, list(missing.values()), load_stages, record)
+    for run in (run for book in books for run in book.runs):
+        if run.folder in recorder.counted:
+            continue
+        recorder.counted.add(run.folder)
+        if run.identity not in recorder.outcomes and run.identity not in missing:
+            stored = _stored(run)
+            if stored is None:
+                missing[run.identity] = run
+                continue
+            recorder.outcomes[run.identity] = stored
+        recorder.num_done += 1
+    for book in books:
+        book.write(recorder.outcomes)
+    return list(missing.values())
 
 
 def _stored(run: PlannedRun) -> ResultRow | Failure | None:
@@ -215,18 +229,56 @@ def _stored(run: PlannedRun) -> ResultRow | Failure | None:
         return Failure(describe(error))
 
 
-def _collect(ablation: Ablation, runs: Sequence[PlannedRun], outcomes: Outcomes, result: AblationResult) -> None:
-    """Fill the result with the outcomes of its runs, and write the files of the ablation."""
-    rows = {}
-    for run in runs:
-        outcome = outcomes[run.identity]
-        if isinstance(outcome, Failure):
-            result.failures[str(run.folder)] = outcome.reason
-        else:
-            rows[run.method, run.seed] = replace(outcome, method=run.method, seed=run.seed)
-    wanted = [(method, seed) for method in all_methods(ablation.spec) for seed in ablation.spec.seeds]
-    result.rows = [rows[key] for key in wanted if key in rows]
-    write_results(ablation.out, result.rows)
-    if result.tuned:
-        tuned = {method: asdict(tuning) for method, tuning in result.tuned.items()}
-        write_atomically(ablation.out / TUNED, json.dumps(tuned, indent=2) + "\n")
+@dataclass(slots=True)
+class _Book:
+    """The runs of one ablation, and the files that say what came of them."""
+
+    ablation: Ablation
+    runs: list[PlannedRun]
+    result: AblationResult
+
+    def write(self, outcomes: Outcomes) -> None:
+        """Fill the result with the outcomes there are, and write the files of the ablation."""
+        rows = {}
+        for run in self.runs:
+            outcome = outcomes.get(run.identity)
+            if isinstance(outcome, Failure):
+                self.result.failures[str(run.folder)] = outcome.reason
+            elif outcome is not None:
+                rows[run.method, run.seed] = replace(outcome, method=run.method, seed=run.seed)
+        spec, out = self.ablation.spec, self.ablation.out
+        wanted = [(method, seed) for method in all_methods(spec) for seed in spec.seeds]
+        self.result.rows = [rows[key] for key in wanted if key in rows]
+        write_results(out, self.result.rows)
+        write_shaped(out, shaped_table(spec, self.result.rows))
+        if self.result.tuned:
+            tuned = {method: asdict(tuning) for method, tuning in self.result.tuned.items()}
+            write_atomically(out / TUNED, json.dumps(tuned, indent=2) + "\n")
+
+
+class _Recorder:
+    """Notes every outcome in the books as it comes, and passes on what a watch wants to know."""
+
+    def __init__(self, books: Sequence[_Book], outcomes: Outcomes, progress: Progress, watch: Watch) -> None:
+        self._books = books
+        self.outcomes = outcomes
+        self._progress = progress
+        self._watch = watch
+        self.num_done = 0
+        self.counted: set[Path] = set()
+        """The folders of runs that are done, or about to be."""
+
+    def began(self, run: PlannedRun) -> None:
+        self._watch.began(run)
+
+    def moved(self, run: PlannedRun, what: str, done: int, total: int) -> None:
+        self._watch.moved(run, what, done, total)
+
+    def ended(self, run: PlannedRun, outcome: ResultRow | Failure) -> None:
+        self.outcomes[run.identity] = outcome
+        for book in self._books:
+            book.write(self.outcomes)
+        self._watch.ended(run, outcome)
+        self.num_done += 1
+        shown = "failed" if isinstance(outcome, Failure) else f"{outcome.accuracy:.1f} %"
+        self._progress.advance(run=f"{run.name}: {shown}")

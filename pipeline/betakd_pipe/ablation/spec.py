@@ -1,5 +1,6 @@
-"""What an ablation compares: methods, seeds and a grid, as YAML; and the runs that it asks for, as settings.
+"""What an ablation compares: methods, seeds, axes and a grid, as YAML; and the runs that it asks for, as settings.
 
+    recipe: digits                             # settings of stage two that come with the package, below all others
     seeds: [0, 1, 2]
     student: students/seed-{seed}              # `{seed}` is filled in, in every text below
     cache: seed-{seed}/cache
@@ -11,22 +12,28 @@
       fkl-tuned:
         set: {objective: {energies: [fkl]}, weighting: {name: fixed}}
         tune: {key: weighting.options.beta, values: [0.3, 1, 3], seed: 0, metric: validation_accuracy}
-    grid: {weighting.name: [task, instance]}   # adds every combination as a method
+    axes:                                      # adds fkl-fixed, fkl-task, rkl-fixed and rkl-task
+      energy: {fkl: {objective: {energies: [fkl]}}, rkl: {objective: {energies: [rkl]}}}
+      weighting: {fixed: {weighting: {name: fixed}}, task: {weighting: {name: task}}}
+    grid: {weighting.name: [task, instance]}   # adds every combination of plain values, named weighting.name=task
+    table: {columns: {accuracy: accuracy}, gain_over: fixed}   # how table.md and table.csv look
 
 Relative paths are relative to the folder where the command is called.
 """
 
+import functools
 import itertools
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from betakd_pipe.config import Layer, nested, resolve
+from betakd_pipe.config import Layer, nested, read_layer, resolve
+from betakd_pipe.recipes import recipe_path
 from betakd_stages.errors import ConfigError
 from betakd_stages.settings import DistillSettings, EvaluateSettings, Settings
 
@@ -59,9 +66,25 @@ class MethodSettings(Settings):
         return values
 
 
+class TableSettings(Settings):
+    """How the results are shown: one line per method, one column per figure."""
+
+    title: str = Field(default="", description="the line above the table")
+    columns: dict[str, str] = Field(
+        default={"accuracy %": "accuracy"}, min_length=1, description="heading to a figure of the runs"
+    )
+    labels: dict[str, str] = Field(default={}, description="what to call variants and methods, where not by name")
+    gain_over: str | None = Field(
+        default=None, description="variant of the last axis, or method, that others are compared with"
+    )
+    reported: str | None = Field(default=None, description="a table of the paper whose figures stand beside ours")
+    note: str = Field(default="", description="the line below the table")
+
+
 class AblationSpec(Settings):
     """The ablation. Student, cache and data may come from flags instead."""
 
+    recipe: str | None = Field(default=None, description="a recipe of stage two, over which base and methods win")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="the seeds of stage two")
     student: str | None = Field(default=None, description="folder of the student")
     cache: str | None = Field(default=None, description="folder of the teacher cache")
@@ -69,7 +92,10 @@ class AblationSpec(Settings):
     base: dict[str, Any] = Field(default={}, description="settings of stage two that all methods share")
     evaluate: dict[str, Any] = Field(description="settings of the evaluation, without the model")
     methods: dict[str, MethodSettings] = Field(default={}, description="name to settings of stage two")
+    axes: dict[str, dict[str, dict[str, Any]]] = Field(default={}, description="axis to variants to settings")
     grid: dict[str, tuple[Any, ...]] = Field(default={}, description="dotted key to values")
+    own_processes: bool = Field(default=False, description="no run after another in a process: its memory is its own")
+    table: TableSettings | None = Field(default=None, description="how table.md and table.csv look")
 
     @field_validator("seeds", "grid")
     @classmethod
@@ -83,9 +109,12 @@ class AblationSpec(Settings):
 
     @model_validator(mode="after")
     def _usable(self) -> "AblationSpec":
-        if not self.methods and not self.grid:
-            raise ValueError("methods and grid are both empty: name at least one method")
-        for name in self.methods:
+        if not self.methods and not self.axes and not self.grid:
+            raise ValueError("methods, axes and grid are all empty: name at least one method")
+        for axis, variants in self.axes.items():
+            if not variants:
+                raise ValueError(f"axis {axis} has no variant: name at least one")
+        for name in (*self.methods, *itertools.chain(*self.axes.values())):
             if not _FOLDER_NAME.fullmatch(name):
                 raise ValueError(f"method {name!r} cannot name a folder: use letters, digits and . _ + = , -")
         return self
@@ -100,29 +129,59 @@ class PlannedRun:
     folder: Path
     settings: DistillSettings
     evaluation: EvaluateSettings
+    identity: str = field(init=False, repr=False)
+    """Equal for two runs exactly when they would do the same; where they live does not count."""
+
+    def __post_init__(self) -> None:
+        settings = [self.settings.model_dump(mode="json"), self.evaluation.model_dump(mode="json", exclude={"model"})]
+        object.__setattr__(self, "identity", json.dumps(settings, sort_keys=True))
 
     @property
-    def identity(self) -> str:
-        """Equal for two runs exactly when they would do the same; where they live does not count."""
-        settings = [self.settings.model_dump(mode="json"), self.evaluation.model_dump(mode="json", exclude={"model"})]
-        return json.dumps(settings, sort_keys=True)
+    def name(self) -> str:
+        """What to call the run in messages."""
+        return f"{self.method} seed {self.seed}"
 
 
 def all_methods(spec: AblationSpec) -> dict[str, MethodSettings]:
-    """The methods of the spec, and one for each combination of the grid, named `key=value,key=value`."""
+    """The methods of the spec; one for each combination of the axes, named `variant-variant`; and one for each of the
+    grid, named `key=value,key=value`.
+
+    Raises ConfigError for two of one name.
+    """
     methods = dict(spec.methods)
-    if not spec.grid:
-        return methods
-    for values in itertools.product(*spec.grid.values()):
-        pairs = dict(zip(spec.grid, values, strict=True))
-        name = ",".join(f"{key}={short_name(value)}" for key, value in pairs.items())
+    for name, settings in itertools.chain(_combined_variants(spec), _combined_values(spec)):
         if name in methods:
-            raise ConfigError(f"grid: two combinations or methods are called {name}: rename the method")
-        settings: dict[str, Any] = {}
-        for key, value in pairs.items():
-            _set(settings, key, value)
+            raise ConfigError(f"two combinations or methods are called {name}: rename one of them")
         methods[name] = MethodSettings(set=settings)
     return methods
+
+
+def variants_of_methods(spec: AblationSpec) -> dict[str, tuple[str, ...]]:
+    """The variants, one per axis, of each method that combines the axes."""
+    if not spec.axes:
+        return {}
+    return {"-".join(names): names for names in itertools.product(*spec.axes.values())}
+
+
+def _combined_variants(spec: AblationSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not spec.axes:
+        return
+    for names in itertools.product(*spec.axes.values()):
+        settings: dict[str, Any] = {}
+        for variants, name in zip(spec.axes.values(), names, strict=True):
+            _merge(settings, variants[name])
+        yield "-".join(names), settings
+
+
+def _combined_values(spec: AblationSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not spec.grid:
+        return
+    for values in itertools.product(*spec.grid.values()):
+        pairs = dict(zip(spec.grid, values, strict=True))
+        settings: dict[str, Any] = {}
+        for key, value in pairs.items():
+            _merge(settings, nested(key, value))
+        yield ",".join(f"{key}={short_name(value)}" for key, value in pairs.items()), settings
 
 
 def candidate_name(method: str, value: Any) -> str:
@@ -144,6 +203,7 @@ def plan_run(
     Raises ConfigError, one line per fault, naming the method.
     """
     layers = [
+        *([] if spec.recipe is None else [_recipe_layer(spec.recipe)]),
         Layer({key: value for key in ("student", "cache", "data") if (value := getattr(spec, key))}, "the ablation"),
         Layer(spec.base, "base"),
         Layer(all_methods(spec)[method].set, f"method {method}"),
@@ -160,6 +220,11 @@ def plan_run(
             EvaluateSettings, [Layer(spec.evaluate, "evaluate"), Layer({"model": str(folder)}, "the ablation")], seed
         ),
     )
+
+
+@functools.cache
+def _recipe_layer(name: str) -> Layer:
+    return read_layer(recipe_path(name))
 
 
 def short_name(value: Any) -> str:
@@ -186,8 +251,14 @@ def _fill(value: Any, seed: int) -> Any:
     return value
 
 
-def _set(values: dict[str, Any], dotted_key: str, value: Any) -> None:
-    *parents, last = dotted_key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-    values[last] = value
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Add the values to `into`, key by key; where both have one, `values` win."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    return {key: _copied(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value

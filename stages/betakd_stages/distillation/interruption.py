@@ -13,13 +13,10 @@ NUMBER_BASE = 128
 
 
 class Interrupted(UserError):
-    """A run was stopped by a signal, and can go on."""
+    """A command was stopped by a signal, and can go on; `where` says how far it came."""
 
-    def __init__(self, by: signal.Signals, step: int, num_steps: int) -> None:
-        super().__init__(
-            f"stopped by {by.name} after step {step} of {num_steps}, which a checkpoint holds; "
-            "the same command again goes on from there"
-        )
+    def __init__(self, by: signal.Signals, where: str) -> None:
+        super().__init__(f"stopped by {by.name} {where}; the same command again goes on from there")
         self.exit_code = NUMBER_BASE + by
 
 

@@ -116,7 +116,8 @@ def _run(
         trainer.add_callback(callback)
         trainer.train_from(checkpoint)
     if callback.stopped_by is not None:
-        raise Interrupted(callback.stopped_by, trainer.state.global_step, trainer.state.max_steps)
+        steps = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        raise Interrupted(callback.stopped_by, f"after {steps}, which a checkpoint holds")
     if request.signal is not None:  # it came after the last step
         signal.raise_signal(request.signal)
 

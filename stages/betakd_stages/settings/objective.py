@@ -1,5 +1,6 @@
 """The settings of what a student minimises, and of where the weights of its channels come from."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -57,5 +58,20 @@ class WeightingSettings(Settings):
         default=None,
         description="what instance weighting sees: cached features, teacher_entropy, margin, gold_probability, ...",
     )
-    learning_rate: float = Field(default=0.05, gt=0, description="absolute learning rate of learned weights")
+    learning_rate: float = Field(
+        default=0.05,
+        gt=0,
+        description="absolute learning rate of learned weights; one for each of several weightings, such as "
+        "{task: 0.5, instance: 0.01}, where others keep the default",
+    )
     options: dict[str, Any] = Field(default={}, description="settings of that weighting, e.g. {beta: 3.0} for fixed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate_of_this_weighting(cls, values: Any) -> Any:
+        """Recipes are for several weightings, whose learning rates differ."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("learning_rate"), Mapping):
+            return values
+        default = cls.model_fields["learning_rate"].default
+        name = values.get("name", cls.model_fields["name"].default)
+        return {**values, "learning_rate": values["learning_rate"].get(name, default)}

@@ -108,7 +108,7 @@ def test_an_unknown_setting_of_the_evaluation_is_named() -> None:
 
 
 def test_a_spec_without_methods_is_refused() -> None:
-    assert message(methods={}).endswith("methods and grid are both empty: name at least one method")
+    assert message(methods={}).endswith("methods, axes and grid are all empty: name at least one method")
 
 
 def test_a_method_that_cannot_name_a_folder_is_refused() -> None:

@@ -9,7 +9,6 @@ from betakd_pipe.ablation.shaped import shaped_table
 from betakd_pipe.ablation.spec import PlannedRun
 from betakd_stages.errors import ConfigError
 from betakd_stages.progress import Progress
-from betakd_stages.settings import DistillSettings
 
 DONE, TO_DO = "done", "to do"
 MIB = 2**20
@@ -45,7 +44,7 @@ class Plan:
     """None where nothing is left to do."""
 
 
-Measure = Callable[[DistillSettings, Progress], RunCost]
+Measure = Callable[[PlannedRun, Progress], RunCost]
 
 
 def plan(ablation: Ablation, num_slots: int, progress: Progress, measure: Measure) -> Plan:
@@ -62,16 +61,16 @@ def plan(ablation: Ablation, num_slots: int, progress: Progress, measure: Measur
     return Plan(tuple(entries), num_tuned, num_slots, cost)
 
 
-def measured_cost(settings: DistillSettings, progress: Progress) -> RunCost:
+def measured_cost(run: PlannedRun, progress: Progress) -> RunCost:
     """The cost of a run by a few of its steps."""
     from betakd_stages.distillation.dry_run import dry_run
 
-    cost = dry_run(settings, progress=progress)
+    cost = dry_run(run.settings, progress=progress)
     return RunCost(
         seconds=cost.hours * 3600,
         memory_bytes=cost.peak_memory_bytes,
         gpu_memory_bytes=cost.peak_device_memory_bytes,
-        known_from="a few of its steps, without loading and evaluation",
+        known_from=f"a few steps of {run.name}, without loading and evaluation",
     )
 
 
@@ -118,7 +117,7 @@ def _cost(
 ) -> RunCost | None:
     rows = [entry.row for entry in entries if entry.row is not None]
     if not rows:
-        return measure(to_do[0].settings, progress) if to_do else None
+        return measure(to_do[-1], progress) if to_do else None  # tables end with what costs most
 
     def largest(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]

@@ -77,8 +77,7 @@ def betakd_pipe(
 def fault(error: Exception, debug: bool) -> tuple[int, str]:
     """Exit code and message of an error: the user's to mend, or a bug."""
     from betakd_cache import CacheError
-    from betakd_stages.distillation.interruption import Interrupted
-    from betakd_stages.errors import UserError
+    from betakd_stages.errors import Interrupted, UserError
 
     if isinstance(error, Interrupted):
         return error.exit_code, str(error)

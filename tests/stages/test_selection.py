@@ -13,9 +13,9 @@ from tests.world import World
 from torch import nn
 
 from betakd_stages.distillation import run as training
-from betakd_stages.distillation.interruption import Interrupted
 from betakd_stages.distillation.run import distill
 from betakd_stages.distillation.selection import ACCURACY, Selection, best_row
+from betakd_stages.errors import Interrupted
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
 from betakd_stages.settings.selection import SelectionSettings

@@ -17,8 +17,9 @@ from tests.world import World
 from betakd_pipe.cli import main
 from betakd_stages.distillation.callback import RunCallback
 from betakd_stages.distillation.checkpoints import last_checkpoint
-from betakd_stages.distillation.interruption import Interrupted, stop_requests
+from betakd_stages.distillation.interruption import stop_requests
 from betakd_stages.distillation.run import distill
+from betakd_stages.errors import Interrupted
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
 

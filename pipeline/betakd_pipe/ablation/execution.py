@@ -16,7 +16,7 @@ from typing import NoReturn, Protocol
 from betakd_pipe.ablation.rows import ResultRow
 from betakd_pipe.ablation.spec import PlannedRun
 from betakd_pipe.ablation.workers import GPUS, LoadStages, Worker
-from betakd_stages.distillation.interruption import Interrupted
+from betakd_stages.errors import Interrupted
 
 DIED = "its worker process died, perhaps for want of memory: --jobs 1 needs least"
 logger = logging.getLogger(__name__)

@@ -23,8 +23,7 @@ from betakd_cache import CacheError
 from betakd_pipe.ablation.rows import EVALUATION, ResultRow, result_row, write_row
 from betakd_pipe.ablation.spec import PlannedRun
 from betakd_pipe.stage_runs import Stages, distill, evaluate
-from betakd_stages.distillation.interruption import Interrupted
-from betakd_stages.errors import UserError
+from betakd_stages.errors import Interrupted, UserError
 from betakd_stages.progress import Progress, SilentProgress
 
 LoadStages = Callable[[], Stages]

@@ -6,19 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from betakd_stages.errors import UserError
-
-NUMBER_BASE = 128
-"""A process that a signal ended has this plus the signal's number as its exit code, in every shell."""
-
-
-class Interrupted(UserError):
-    """A command was stopped by a signal, and can go on; `where` says how far it came."""
-
-    def __init__(self, by: signal.Signals, where: str) -> None:
-        super().__init__(f"stopped by {by.name} {where}; the same command again goes on from there")
-        self.exit_code = NUMBER_BASE + by
-
 
 class StopRequest:
     """The signal that asked the run to stop, if one did."""

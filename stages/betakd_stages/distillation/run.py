@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 from betakd_stages.distillation.callback import RunCallback
 from betakd_stages.distillation.checkpoints import last_checkpoint, step_of
 from betakd_stages.distillation.distiller import is_sharded, load_tensors, trained_tensors, whole_tensors
-from betakd_stages.distillation.interruption import Interrupted, stop_requests
+from betakd_stages.distillation.interruption import stop_requests
 from betakd_stages.distillation.preparation import Prepared, prepare
 from betakd_stages.distillation.selection import ACCURACY, Selection
 from betakd_stages.distillation.student import load_student
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.distillation.training_log import METRICS, TrainingLog, read_rows
 from betakd_stages.distillation.validation import validation_accuracy
+from betakd_stages.errors import Interrupted
 from betakd_stages.files import write_atomically
 from betakd_stages.models.adapters import merge_adapter, save_adapter
 from betakd_stages.models.loading import LoadedModel

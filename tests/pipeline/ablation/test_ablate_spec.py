@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from betakd_pipe.ablation.spec import AblationSpec, all_methods, plan_run, short_name
+from betakd_pipe.ablation.spec import AblationSpec, all_methods, plan_run, short_name, variants_of_methods
 from betakd_pipe.config import Layer, resolve
 from betakd_stages.errors import ConfigError
 
@@ -64,6 +64,40 @@ def test_a_grid_adds_every_combination_as_a_method() -> None:
     settings = plan_run(spec, OUT, "objective.energies=fkl+rkl,weighting.name=instance", 0).settings
     assert [energy.name for energy in settings.objective.energies] == ["fkl", "rkl"]
     assert settings.weighting.name == "instance"
+
+
+AXES: dict[str, Any] = {
+    "energy": {"fkl": {"objective": {"energies": ["fkl"]}}, "rkl": {"objective": {"energies": ["rkl"]}}},
+    "weighting": {"fixed": {"weighting": {"name": "fixed"}, "objective": {"reduction": "token"}}, "task": {}},
+}
+
+
+def test_axes_add_every_combination_of_their_variants_as_a_method() -> None:
+    spec = make_spec(axes=AXES)
+    assert list(all_methods(spec)) == ["ce", "fkl-fixed", "fkl-task", "rkl-fixed", "rkl-task"]
+    settings = plan_run(spec, OUT, "rkl-fixed", 0).settings
+    assert [energy.name for energy in settings.objective.energies] == ["rkl"]
+    assert (settings.objective.reduction, settings.weighting.name) == ("token", "fixed")
+    assert plan_run(spec, OUT, "rkl-task", 0).settings.objective.reduction == "sample"
+    assert variants_of_methods(spec)["rkl-task"] == ("rkl", "task")
+
+
+def test_a_recipe_lies_below_base_and_methods() -> None:
+    spec = make_spec(recipe="digits", base={"training": {"batch_size": 8}}, methods={"ce": {"training": {"warmup": 0}}})
+    training = plan_run(spec, OUT, "ce", 0).settings.training
+    assert (training.steps, training.batch_size, training.warmup) == (280, 8, 0.0)
+    with pytest.raises(ConfigError, match=r"--recipe digit: no such recipe; did you mean digits\?"):
+        plan_run(make_spec(recipe="digit"), OUT, "ce", 0)
+
+
+def test_an_axis_without_variants_and_a_variant_that_names_no_folder_are_refused() -> None:
+    assert message(axes={"energy": {}}).endswith("axis energy has no variant: name at least one")
+    assert "method 'a/b' cannot name a folder" in message(axes={"energy": {"a/b": {}}})
+
+
+def test_a_combination_that_is_called_as_a_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="two combinations or methods are called fkl-task: rename one of them"):
+        all_methods(make_spec(axes=AXES, methods={"fkl-task": {}}))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """The student on held-out data."""
 
 from betakd_stages.data import load_samples
-from betakd_stages.evaluation.benchmarks import exact_match
 from betakd_stages.evaluation.generation import greedy_answers
-from betakd_stages.evaluation.metrics import percent
+from betakd_stages.evaluation.metrics import exact_match, percent
 from betakd_stages.models.loading import LoadedModel
 from betakd_stages.processes import gather_from_processes
 

@@ -1,16 +1,31 @@
-"""Metrics over answers: what fraction is right, and whether confidence means anything."""
+"""Metrics over answers: what fraction is right, and whether confidence means anything.
+
+Where a rule gives parts of a point (TextVQA), `correct` holds fractions, and stands for the share of people who agree.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+NUM_BINS = 15
+NUM_PARTS = 4
+LEAST_DOUBT = float(np.finfo(np.float32).eps)
+"""Confidences are computed in fp32, where 1 stands for all that is nearer to it than this."""
 
 
-def percent(flags: Sequence[bool]) -> float:
+def exact_match(answer: str, label: str) -> bool:
+    """Whether answer and label are the same words."""
+    return answer.split() == label.split()
+
+
+def percent(flags: Sequence[float]) -> float:
     """The share of true flags in percent; NaN for none."""
     return 100.0 * float(np.mean(flags)) if len(flags) else float("nan")
 
 
-def percent_by(categories: Sequence[str], flags: Sequence[bool]) -> Mapping[str, float]:
+def percent_by(categories: Sequence[str], flags: Sequence[float]) -> Mapping[str, float]:
     """The share of true flags in percent within each category, in order of first appearance."""
     return {
         category: percent([flag for own, flag in zip(categories, flags, strict=True) if own == category])
@@ -18,13 +33,72 @@ def percent_by(categories: Sequence[str], flags: Sequence[bool]) -> Mapping[str,
     }
 
 
-def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], num_bins: int = 15) -> float:
+def percent_by_quartile(confidences: Sequence[float], flags: Sequence[float]) -> Mapping[str, float]:
+    """The share of true flags in percent within each quarter of the answers, the most confident first."""
+    order = np.argsort(-np.asarray(confidences, dtype=np.float64), kind="stable")
+    parts = np.array_split(np.asarray(flags, dtype=np.float64)[order], NUM_PARTS)
+    return {f"quartile{number}": percent(part.tolist()) for number, part in enumerate(parts, start=1) if len(part)}
+
+
+def expected_calibration_error(
+    confidences: Sequence[float], correct: Sequence[float], num_bins: int = NUM_BINS
+) -> float:
     """The mean gap between confidence and accuracy over equally wide bins, weighted by their share of answers, 0..1.
 
     Source: Naeini et al. 2015; Guo et al. 2017, equation (3).
     """
-    confidence = np.asarray(confidences, dtype=np.float64)
-    right = np.asarray(correct, dtype=np.float64)
-    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    confidence, right, bins = _binned(confidences, correct, num_bins)
     sums = np.bincount(bins, weights=right - confidence, minlength=num_bins)
     return float(np.abs(sums).sum() / max(len(confidence), 1))
+
+
+def brier_score(confidences: Sequence[float], correct: Sequence[float]) -> float:
+    """The mean squared gap between the confidence in an answer and whether it is right, 0..1. Source: Brier 1950."""
+    gaps = np.asarray(confidences, dtype=np.float64) - np.asarray(correct, dtype=np.float64)
+    return float(np.mean(gaps**2))
+
+
+def negative_log_likelihood(confidences: Sequence[float], correct: Sequence[float]) -> float:
+    """The mean of -log c over right answers and of -log(1 - c) over wrong ones, c the confidence, in nats.
+
+    Confidences are kept LEAST_DOUBT away from 0 and 1.
+    """
+    confidence = np.clip(np.asarray(confidences, dtype=np.float64), LEAST_DOUBT, 1 - LEAST_DOUBT)
+    right = np.asarray(correct, dtype=np.float64)
+    return float(-np.mean(right * np.log(confidence) + (1 - right) * np.log1p(-confidence)))
+
+
+def reliability_table(
+    confidences: Sequence[float], correct: Sequence[float], num_bins: int = NUM_BINS
+) -> list[dict[str, Any]]:
+    """A row per bin that has answers: its borders, how many, their mean confidence and accuracy, 0..1."""
+    confidence, right, bins = _binned(confidences, correct, num_bins)
+    return [
+        {
+            "low": number / num_bins,
+            "high": (number + 1) / num_bins,
+            "num_answers": int((bins == number).sum()),
+            "confidence": float(confidence[bins == number].mean()),
+            "accuracy": float(right[bins == number].mean()),
+        }
+        for number in np.unique(bins).tolist()
+    ]
+
+
+def calibration(confidences: Sequence[float], correct: Sequence[float]) -> dict[str, Any]:
+    """Everything above that says whether confidence means anything."""
+    return {
+        "expected_calibration_error": expected_calibration_error(confidences, correct),
+        "brier_score": brier_score(confidences, correct),
+        "negative_log_likelihood": negative_log_likelihood(confidences, correct),
+        "reliability": reliability_table(confidences, correct),
+    }
+
+
+def _binned(
+    confidences: Sequence[float], correct: Sequence[float], num_bins: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Confidences, what is right, and the number of each confidence's bin; 1 belongs to the last."""
+    confidence = np.asarray(confidences, dtype=np.float64)
+    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    return confidence, np.asarray(correct, dtype=np.float64), bins

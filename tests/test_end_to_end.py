@@ -8,7 +8,7 @@ import pytest
 
 from betakd_stages.caching.run import cache_teacher
 from betakd_stages.distillation.run import distill
-from betakd_stages.evaluation import evaluate
+from betakd_stages.evaluation.run import evaluate
 from betakd_stages.models.tiny import STUDENT_SIZE, TEACHER_SIZE, save_tiny_model
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EvaluateSettings

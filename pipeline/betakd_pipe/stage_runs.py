@@ -37,7 +37,7 @@ def load_stages() -> Stages:
     """The real stages; imports torch, which takes seconds."""
     from betakd_stages.caching.workers import visible_gpus
     from betakd_stages.distillation.run import distill
-    from betakd_stages.evaluation import evaluate
+    from betakd_stages.evaluation.run import evaluate
 
     _hide_bars_of_transformers()
     return Stages(distill, evaluate, visible_gpus)

@@ -50,6 +50,19 @@ class JsonRows(Sequence[Mapping[str, Any]]):
         return row
 
 
+def json_object(path: Path) -> dict[str, Any]:
+    """The one object of a JSON file, read whole. Raises DataError for a file that holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"data file {path} cannot be read ({error.strerror}): check the folder") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"data file {path} is not JSON ({error}): download it again") from None
+    if not isinstance(values, dict):
+        raise DataError(f"data file {path} holds a {type(values).__name__}: expected an object, entries by name")
+    return values
+
+
 def _row_spans(path: Path) -> NDArray[np.int64]:
     """First byte and end of every row, int64 [N, 2]."""
     with path.open("rb") as file:

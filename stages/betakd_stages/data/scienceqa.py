@@ -4,12 +4,12 @@ The question ends with its choices and LLaVA's instruction; the answer is the le
 Source: Lu et al. 2022, "Learn to explain"; prompt of LLaVA (Liu et al. 2023).
 """
 
-import json
 import string
 from pathlib import Path
 from typing import Any
 
 from betakd_stages.data.arrow_rows import chosen_split
+from betakd_stages.data.json_rows import json_object
 from betakd_stages.data.sample import SampleSet, Turn
 from betakd_stages.data.specification import DataSpecification
 from betakd_stages.data.tables import PLACE_OPTIONS, Content, Row, Table, cell, checked_samples, table_samples, text_of
@@ -34,7 +34,7 @@ def load_scienceqa(specification: DataSpecification) -> SampleSet:
 
 
 def _original_rows(folder: Path, split: str) -> list[dict[str, Any]]:
-    problems, splits = (_json_object(folder / name) for name in (PROBLEMS, SPLITS))
+    problems, splits = (json_object(folder / name) for name in (PROBLEMS, SPLITS))
     split = chosen_split(str(folder), list(splits), split)
     rows = []
     for pid in splits[split]:
@@ -44,18 +44,6 @@ def _original_rows(folder: Path, split: str) -> list[dict[str, Any]]:
         image = f"{row.get('split', split)}/{pid}/{row['image']}" if row.get("image") else None
         rows.append({**row, "pid": str(pid), "image": image})
     return rows
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"data file {path} cannot be read ({error.strerror}): check the folder") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"data file {path} is not JSON ({error}): download it again") from None
-    if not isinstance(values, dict):
-        raise DataError(f"data file {path} holds a {type(values).__name__}: expected ScienceQA's object, by id")
-    return values
 
 
 def _read(row: Row) -> Content:

@@ -1,5 +1,1 @@
-"""Evaluation: greedy answers of a model on a benchmark, scored."""
-
-from betakd_stages.evaluation.run import evaluate
-
-__all__ = ["evaluate"]
+"""Evaluation: a model's greedy answers on benchmarks, and scores of answers by the benchmarks' official rules."""

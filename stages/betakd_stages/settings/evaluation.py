@@ -1,17 +1,28 @@
-"""The settings of measuring a model on a benchmark."""
+"""The settings of measuring a model on benchmarks."""
 
-from pydantic import Field
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from betakd_stages.settings.base import Settings
 
 
+def _as_list(value: Any) -> Any:
+    """One benchmark may be written without a list."""
+    return [value] if isinstance(value, str) else value
+
+
 class EvaluateSettings(Settings):
-    """Greedy answers on a benchmark, scored."""
+    """Greedy answers on benchmarks, scored."""
 
     model: str = Field(description="model folder or run folder")
-    benchmark: str = Field(description="NAME[:SPLIT][?key=value&...], e.g. digits")
+    benchmark: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        min_length=1, description="NAME=PATH[?key=value&...] or a list of such; or digits[:SPLIT]"
+    )
     reference: str | None = Field(
         default=None, description="folder of the teacher's evaluation: adds the agreement with its answers"
     )
-    batch_size: int = Field(default=256, gt=0)
-    max_new_tokens: int = Field(default=16, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    max_new_tokens: int | None = Field(
+        default=None, gt=0, description="default: 16 for digits, 1,024 for ScienceQA and MMBench, 128 for the others"
+    )

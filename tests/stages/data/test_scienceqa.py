@@ -105,7 +105,7 @@ def test_wrong_splits_and_files_are_refused(tmp_path: Path) -> None:
         f"{tmp_path}/problems.json lacks problem '2' of split train: download both files again"
     )
     (tmp_path / "pid_splits.json").write_text("[]")
-    assert "pid_splits.json holds a list: expected ScienceQA's object, by id" in error("?split=train")
+    assert "pid_splits.json holds a list: expected an object, entries by name" in error("?split=train")
     (tmp_path / "pid_splits.json").write_text("{")
     assert "pid_splits.json is not JSON" in error("?split=train")
     (tmp_path / "pid_splits.json").unlink()

@@ -94,8 +94,8 @@ def test_equal_runs_do_not_differ_and_p_is_never_zero() -> None:
 
 
 def test_p_values_are_uniform_where_two_runs_are_equally_good() -> None:
-    below = [paired_bootstrap(coins(n, 400, 0.6), coins(10_000 + n, 400, 0.6), n).p_value < 0.1 for n in range(400)]
-    assert np.mean(below) == pytest.approx(0.1, abs=0.045)
+    below = [paired_bootstrap(coins(n, 400, 0.6), coins(10_000 + n, 400, 0.6), n).p_value < 0.1 for n in range(250)]
+    assert np.mean(below) == pytest.approx(0.1, abs=0.06)
 
 
 def test_scores_other_than_means_are_compared_through_their_own_sums() -> None:

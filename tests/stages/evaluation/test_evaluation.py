@@ -11,9 +11,9 @@ from tests.world import World
 
 from betakd_stages.data import load_samples
 from betakd_stages.errors import ConfigError, DataError
-from betakd_stages.evaluation import evaluate
 from betakd_stages.evaluation.generation import greedy_answers
 from betakd_stages.evaluation.metrics import expected_calibration_error
+from betakd_stages.evaluation.run import evaluate
 from betakd_stages.models.loading import load_model
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import EvaluateSettings
@@ -88,8 +88,8 @@ def test_agreement_counts_equal_answers_right_or_wrong(world: World, tmp_path: P
 
 
 def test_what_is_wrong_is_said_in_one_line(world: World, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="benchmark 'gqa' is unknown: use one of digits"):
-        evaluate(settings(world, benchmark="gqa"), tmp_path / "out", progress=SilentProgress())
+    with pytest.raises(DataError, match="benchmark 'vqa' is unknown: use one of digits"):
+        evaluate(settings(world, benchmark="vqa"), tmp_path / "out", progress=SilentProgress())
     with pytest.raises(DataError, match="holds no predictions.jsonl: run `betakd-pipe evaluate TEACHER` into it first"):
         evaluate(settings(world, reference=str(tmp_path)), tmp_path / "out", progress=SilentProgress())
     assert not (tmp_path / "out").exists()

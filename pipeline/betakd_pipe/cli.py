@@ -11,6 +11,7 @@ import typer
 from betakd_pipe import __version__
 from betakd_pipe.cli_ablation import ablation_commands
 from betakd_pipe.cli_cache import cache_app
+from betakd_pipe.cli_evaluation import evaluation_commands
 from betakd_pipe.cli_experiments import experiment_commands
 from betakd_pipe.cli_export import export_commands
 from betakd_pipe.cli_inspect import inspect_commands
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(stage_commands)
 app.add_typer(vision_commands)
 app.add_typer(ablation_commands)
+app.add_typer(evaluation_commands)
 app.add_typer(experiment_commands)
 app.add_typer(export_commands)
 app.add_typer(inspect_commands)

@@ -1,4 +1,4 @@
-"""The commands of one stage each: cache-teacher, distill, evaluate; and build-model, which makes what they take."""
+"""The commands of the two stages: cache-teacher, distill; and build-model, which makes what they take."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -173,35 +173,6 @@ def distill(
         shown = without_spread(summary.final_metrics)
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         print(f"{out}: {summary.steps} steps; {metrics}")
-
-
-@stage_commands.command(
-    epilog=examples(
-        "betakd-pipe evaluate run --benchmark digits --out scores",
-        "betakd-pipe evaluate run --benchmark digits --out scores --reference teacher-scores",
-    )
-)
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or run folder.")],
-    out: Annotated[Path, typer.Option(help="Folder of the scores and predictions.")],
-    benchmark: Annotated[str | None, typer.Option(help="NAME[:SPLIT][?key=value&...], such as digits.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The teacher's evaluation: adds agreement with it.")] = None,
-    config: Config = None,
-    set_: Set = None,
-    debug: Debug = False,
-) -> None:
-    """Answer a benchmark greedily and score the answers."""
-    from betakd_pipe import stage_runs
-    from betakd_pipe.config import flatten, load_settings
-    from betakd_pipe.progress import terminal_progress
-    from betakd_stages.settings import EvaluateSettings
-
-    flags = {"model": model, "benchmark": benchmark, "reference": reference}
-    settings = load_settings(EvaluateSettings, config, flags, set_ or ())
-    stages = stage_runs.load_stages()
-    scores = stage_runs.evaluate(settings, out, progress=terminal_progress(), stages=stages)
-    for name, value in flatten(scores).items():
-        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
 
 
 @stage_commands.command(

@@ -12,7 +12,7 @@ from betakd_pipe import __version__
 from betakd_pipe.cli import fault, main
 from betakd_stages.errors import ConfigError
 
-COMMANDS = ["build-model", "cache-teacher", "distill", "evaluate", "ablate", "demo"]
+COMMANDS = ["build-model", "cache-teacher", "distill", "evaluate", "score", "ablate", "demo"]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:

@@ -19,6 +19,7 @@ NOT_SHOWN = ("benchmarks", "intervals", "reliability")
         "betakd-pipe evaluate run --benchmark digits --out scores",
         "betakd-pipe evaluate run --benchmark digits --out scores --reference teacher-scores",
         "betakd-pipe evaluate run --benchmark 'scienceqa=ScienceQA?split=test' --out scores",
+        "betakd-pipe evaluate run --benchmark mmbench=dev.tsv --out scores --backend vllm --set precision=bf16",
         "betakd-pipe evaluate run --benchmark pope=coco?images=val2014 --benchmark mme=MME --out scores",
     )
 )
@@ -29,6 +30,7 @@ def evaluate(
         list[str] | None, typer.Option(help="NAME=PATH[?key=value&...]; repeat for several; or digits[:SPLIT].")
     ] = None,
     reference: Annotated[str | None, typer.Option(help="The teacher's evaluation: adds agreement with it.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the model: hf, or vllm where it is installed.")] = None,
     config: Config = None,
     set_: Set = None,
     debug: Debug = False,
@@ -42,7 +44,7 @@ def evaluate(
     from betakd_pipe.progress import terminal_progress
     from betakd_stages.settings import EvaluateSettings
 
-    flags = {"model": model, "benchmark": benchmark, "reference": reference}
+    flags = {"model": model, "benchmark": benchmark, "reference": reference, "backend": backend}
     settings = load_settings(EvaluateSettings, config, flags, set_ or ())
     stages = stage_runs.load_stages()
     scores = stage_runs.evaluate(settings, out, progress=terminal_progress(), stages=stages)

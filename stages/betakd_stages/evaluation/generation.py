@@ -1,13 +1,16 @@
 """Greedy generation over a sample set, with the probability of each whole answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from betakd_stages.data.sample import Sample
 from betakd_stages.models.generation import continue_prompts
-from betakd_stages.models.loading import LoadedModel
+from betakd_stages.models.loading import LoadedModel, load_model
+from betakd_stages.settings import EvaluateSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,25 @@ class Answer:
 
     text: str
     confidence: float
+
+
+Answerer = Callable[..., Iterator[list[Answer]]]
+"""From samples, `batch_size` and `max_new_tokens` to answers, batch by batch."""
+
+
+@contextmanager
+def opened_answerer(settings: EvaluateSettings) -> Iterator[Answerer]:
+    """The model of these settings, ready to answer. Raises ModelError, ConfigError where it cannot be had."""
+    if settings.backend == "hf":
+        yield partial(greedy_answers, load_model(settings.model, settings.precision))
+        return
+    from betakd_stages.teachers.vllm.answering import VllmAnswerer  # its engine takes vLLM
+
+    answerer = VllmAnswerer(settings)
+    try:
+        yield answerer.answers
+    finally:
+        answerer.close()
 
 
 def greedy_answers(

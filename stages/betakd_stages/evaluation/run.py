@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from betakd_stages.errors import ConfigError, DataError
 from betakd_stages.evaluation.answers import AnswersUnderWay, require_same
 from betakd_stages.evaluation.benchmarks import load_benchmark
 from betakd_stages.evaluation.benchmarks.base import Benchmark, Grades, Prediction
-from betakd_stages.evaluation.generation import Answer, greedy_answers
+from betakd_stages.evaluation.generation import Answer, Answerer, opened_answerer
 from betakd_stages.evaluation.metrics import percent, percent_by_quartile
 from betakd_stages.evaluation.scoring import scores_of, six_benchmark_average
 from betakd_stages.files import write_atomically
-from betakd_stages.models.loading import LoadedModel, load_model, model_folder, weights_sha256
+from betakd_stages.models.loading import model_folder, weights_sha256
 from betakd_stages.progress import Progress
 from betakd_stages.settings import EvaluateSettings
 
@@ -53,11 +54,12 @@ def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress) -> di
     tasks = _tasks(settings, out)
     references = [_reference(task) for task in tasks]
     finished = [_finished_scores(task) for task in tasks]
-    load = functools.cache(lambda: load_model(settings.model))
-    scores = [
-        there or _evaluate(task, reference, load, settings.batch_size, progress)
-        for task, reference, there in zip(tasks, references, finished, strict=True)
-    ]
+    with ExitStack() as stack:
+        opened = functools.cache(lambda: stack.enter_context(opened_answerer(settings)))
+        scores = [
+            there or _evaluate(task, reference, opened, settings.batch_size, progress)
+            for task, reference, there in zip(tasks, references, finished, strict=True)
+        ]
     if len(scores) == 1:
         return scores[0]
     by_name = {task.benchmark.name: one for task, one in zip(tasks, scores, strict=True)}
@@ -80,6 +82,8 @@ def _tasks(settings: EvaluateSettings, out: Path) -> list[_Task]:
             "questions_sha256": benchmark.samples.fingerprint,
             "weights_sha256": weights,
             "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
+            "backend": settings.backend,
+            "precision": settings.precision,
         }
         inside = benchmark.name if len(benchmarks) > 1 else "."
         reference = Path(settings.reference) / inside if settings.reference else None
@@ -90,13 +94,14 @@ def _tasks(settings: EvaluateSettings, out: Path) -> list[_Task]:
 def _evaluate(
     task: _Task,
     reference: Mapping[str, Mapping[str, Any]] | None,
-    load: Callable[[], LoadedModel],
+    opened: Callable[[], Answerer],
     batch_size: int,
     progress: Progress,
 ) -> dict[str, Any]:
+    answerer = opened()  # before anything is written: a model that cannot be had leaves no folder
     task.out.mkdir(parents=True, exist_ok=True)
     under_way = AnswersUnderWay(task.out / UNDER_WAY, task.subject, batch_size)
-    answers = _answer_all(task, under_way, load, batch_size, progress)
+    answers = _answer_all(task, under_way, answerer, batch_size, progress)
     predictions = [
         Prediction(answer.text, str(row["prompt"]), answer.confidence)
         for answer, row in zip(answers, task.benchmark.rows, strict=True)
@@ -113,7 +118,7 @@ def _evaluate(
 
 
 def _answer_all(
-    task: _Task, under_way: AnswersUnderWay, load: Callable[[], LoadedModel], batch_size: int, progress: Progress
+    task: _Task, under_way: AnswersUnderWay, answerer: Answerer, batch_size: int, progress: Progress
 ) -> Sequence[Answer]:
     samples, num_done = task.benchmark.samples, len(under_way.answers)
     progress.start(f"evaluate {task.benchmark.name}", total=len(samples))
@@ -121,9 +126,8 @@ def _answer_all(
         if num_done:
             logger.info("%s: goes on behind %d answers of before", task.benchmark.name, num_done)
             progress.advance(num_done)
-        for batch in greedy_answers(
-            load(), samples[num_done:], batch_size=batch_size, max_new_tokens=task.max_new_tokens
-        ):
+        answers = answerer(samples[num_done:], batch_size=batch_size, max_new_tokens=task.max_new_tokens)
+        for batch in answers:
             under_way.append(batch)
             progress.advance(len(batch))
     finally:

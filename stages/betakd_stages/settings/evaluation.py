@@ -1,10 +1,11 @@
 """The settings of measuring a model on benchmarks."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from betakd_stages.settings.base import Settings
+from betakd_stages.settings.teacher import VllmSettings
 
 
 def _as_list(value: Any) -> Any:
@@ -22,6 +23,9 @@ class EvaluateSettings(Settings):
     reference: str | None = Field(
         default=None, description="folder of the teacher's evaluation: adds the agreement with its answers"
     )
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="what runs the model: transformers (hf) or vLLM")
+    vllm: VllmSettings = VllmSettings()
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the model while it answers")
     batch_size: int = Field(default=32, gt=0)
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="default: 16 for digits, 1,024 for ScienceQA and MMBench, 128 for the others"

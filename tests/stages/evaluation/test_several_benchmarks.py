@@ -10,7 +10,7 @@ from tests.stages.evaluation.official_files import WRITERS
 from tests.stages.models.world import folder_of
 
 from betakd_stages.errors import ConfigError
-from betakd_stages.evaluation import run
+from betakd_stages.evaluation import generation
 from betakd_stages.evaluation.generation import Answer, greedy_answers
 from betakd_stages.evaluation.run import evaluate
 from betakd_stages.evaluation.scoring import score_file
@@ -18,6 +18,7 @@ from betakd_stages.models.loading import LoadedModel
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import EvaluateSettings
 
+SUBJECT = ("questions_sha256", "weights_sha256", "max_new_tokens", "backend", "precision")
 DIGITS = "digits:test?count=10"
 
 
@@ -54,7 +55,7 @@ def test_six_benchmarks_give_six_folders_one_average_and_the_numbers_of_score(
         scored = score_file(specification, tmp_path / name / "predictions.jsonl")
         assert {key: evaluated[key] for key in scored} == scored
         assert "brier_score" in scored
-        assert set(evaluated) - set(scored) == {"questions_sha256", "weights_sha256", "max_new_tokens"}
+        assert set(evaluated) - set(scored) == set(SUBJECT)
         rows = read(tmp_path / name / "predictions.jsonl")
         assert {"sample_id", "label", "answer", "correct", "question_id", "prompt", "text"} <= set(rows[0])
         assert all(row["text"] == row["answer"] for row in rows)
@@ -78,7 +79,7 @@ def test_an_evaluation_that_is_cut_off_ends_as_an_uninterrupted_one_and_repeats_
             num_asked.append(len(batch))
             yield batch
 
-    monkeypatch.setattr(run, "greedy_answers", counted)
+    monkeypatch.setattr(generation, "greedy_answers", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(asked, tmp_path / "cut", progress=SilentProgress())
     assert num_asked == [3, 1, 3]  # gqa whole, one batch of three of mmbench

@@ -17,9 +17,10 @@ from betakd_stages.caching.workers import cache_teacher_in_workers, gpus_of_engi
 from betakd_stages.data import load_samples
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError
+from betakd_stages.evaluation.run import evaluate
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.progress import SilentProgress
-from betakd_stages.settings import CacheTeacherSettings, VllmSettings
+from betakd_stages.settings import CacheTeacherSettings, EvaluateSettings, VllmSettings
 from betakd_stages.teachers.base import Scored
 from betakd_stages.teachers.vllm import teacher as vllm_teacher
 from betakd_stages.teachers.vllm.engine import Engine, EngineFailure, EngineSettings
@@ -44,6 +45,16 @@ def test_without_vllm_the_backend_is_refused_with_the_way_to_it(
     assert not (tmp_path / "c").exists()
 
 
+def test_an_evaluation_by_vllm_without_it_is_refused_alike(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, None)
+    settings = EvaluateSettings(model=str(world.teacher), benchmark=("digits?count=2",), backend="vllm")
+    with pytest.raises(ConfigError, match="backend vllm needs vLLM, which is not installed: pip install"):
+        evaluate(settings, tmp_path / "scores", progress=SilentProgress())
+    assert not (tmp_path / "scores").exists()
+
+
 def test_an_unknown_version_is_refused_by_name_and_the_stable_path_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "0.41.2")
     with pytest.raises(ConfigError) as caught:
@@ -53,6 +64,7 @@ def test_an_unknown_version_is_refused_by_name_and_the_stable_path_offered(monke
         "or use backend vllm_prompt_logprobs, which has vLLM's stable interface"
     )
     assert require_vllm("vllm_prompt_logprobs") == "0.41.2"
+    assert require_vllm("vllm", answers_only=True) == "0.41.2"
     installed(monkeypatch, "0.9.1+cpu")
     with pytest.raises(ConfigError, match=r"vLLM 0.9.1 is installed; backend vllm_prompt_logprobs needs 0.32 or newer"):
         require_vllm("vllm_prompt_logprobs")

@@ -17,7 +17,7 @@ from transformers import BatchFeature
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import ModelError
 from betakd_stages.models.loading import first_line
-from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.settings import VllmSettings
 from betakd_stages.teachers.vllm.plugin import END_WITH_PARENT
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -49,18 +49,18 @@ class EngineSettings:
         return dataclasses.replace(self, arguments={**self.arguments, **arguments})
 
 
-def engine_settings(settings: CacheTeacherSettings, folder: Path, encoder: Encoder) -> EngineSettings:
+def engine_settings(precision: str, vllm: VllmSettings, folder: Path, encoder: Encoder) -> EngineSettings:
     """What every path has in common."""
     family = encoder.config.model_type
     overrides = {"architectures": [ARCHITECTURES[family]]} if family in ARCHITECTURES else {}
     return EngineSettings(
         folder,
         {
-            "dtype": DTYPES[settings.precision],
+            "dtype": DTYPES[precision],
             "max_model_len": encoder.max_length,
-            "tensor_parallel_size": settings.vllm.tensor_parallel_size,
-            "gpu_memory_utilization": settings.vllm.gpu_memory_utilization,
-            "max_num_batched_tokens": settings.vllm.max_num_batched_tokens,
+            "tensor_parallel_size": vllm.tensor_parallel_size,
+            "gpu_memory_utilization": vllm.gpu_memory_utilization,
+            "max_num_batched_tokens": vllm.max_num_batched_tokens,
             "enable_prefix_caching": False,  # rows of a prefix found there would never be computed
             "async_scheduling": False,
             "mm_processor_cache_gb": 0,

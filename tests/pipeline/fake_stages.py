@@ -78,7 +78,7 @@ def fake_evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress) 
         "accuracy": 50.0 + 10 * made["seed"] + made["beta"],
         "accuracy_by_category": {"even": 60.0, "which": 40.0},
         "expected_calibration_error": 0.125,
-        "img_accuracy": 20.0 + made["beta"],
+        "official": {"img_accuracy": 20.0 + made["beta"], "tasks": {"count": 1.0}},
         "max_new_tokens": settings.max_new_tokens,
     }
     (out / "scores.json").write_text(json.dumps(scores), encoding="utf-8")

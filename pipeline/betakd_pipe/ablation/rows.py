@@ -104,16 +104,20 @@ FIGURES = (
 def result_row(
     run: PlannedRun, scores: Mapping[str, Any], metrics: Mapping[str, float], whole_seconds: float | None = None
 ) -> ResultRow:
-    """The row of a run from the scores of its evaluation and the final metrics of stage two."""
+    """The row of a run from the scores of its evaluation and the final metrics of stage two.
+
+    Of several benchmarks the first gives the row's own figures; the numbers of each are in `scores`, as `pope.mean_f1`.
+    """
     timings = _timings(run.folder)
+    first = next(iter(scores["benchmarks"].values())) if "benchmarks" in scores else scores
     seconds = training_seconds(run.folder)
     return ResultRow(
         method=run.method,
         seed=run.seed,
-        accuracy=scores["accuracy"],
-        accuracy_by_category=scores["accuracy_by_category"],
-        agreement=scores.get("agreement"),
-        expected_calibration_error=scores["expected_calibration_error"],
+        accuracy=first["accuracy"],
+        accuracy_by_category=first["accuracy_by_category"],
+        agreement=first.get("agreement"),
+        expected_calibration_error=first["expected_calibration_error"],
         metrics=metrics,
         seconds=seconds,
         run=run.folder,
@@ -142,12 +146,19 @@ def _peak(timings: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _further_numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of the scores that stand at their top and have no field of their own in a row."""
-    taken = (*_OF_OWN_FIELD, *_OF_SETTINGS)
+    """The numbers of the scores that have no field of their own in a row, a benchmark's official ones among them."""
+    found = _numbers({**scores.get("official", {}), **scores}, without=(*_OF_OWN_FIELD, *_OF_SETTINGS))
+    for benchmark, own in scores.get("benchmarks", {}).items():
+        numbers = _numbers({**own["official"], **own}, without=_OF_SETTINGS)
+        found |= {f"{benchmark}.{name}": value for name, value in numbers.items()}
+    return found
+
+
+def _numbers(values: Mapping[str, Any], without: Sequence[str]) -> dict[str, float]:
     return {
         name: value
-        for name, value in scores.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name not in taken
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in without
     }
 
 

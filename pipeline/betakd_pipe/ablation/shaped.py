@@ -229,8 +229,11 @@ def _notes(spec: AblationSpec, settings: TableSettings, rows: Sequence[ResultRow
         notes.append(f"(+0.1): difference to {settings.labels.get(settings.gain_over, settings.gain_over)}.")
     if paper is not None:
         notes.append(f"Paper: {paper.source}.")
-        benchmark = str(spec.evaluate.get("benchmark", ""))
-        if not benchmark.startswith(paper.benchmark):
-            notes.append(f"Ours is {benchmark}: other models and other data than the paper's, of which only the order")
+        asked = spec.evaluate.get("benchmark", "")
+        benchmarks = [asked] if isinstance(asked, str) else asked
+        if not any(name.startswith(paper.benchmark) for name in benchmarks):
+            notes.append(
+                f"Ours is {', '.join(benchmarks)}: other models and other data than the paper's, of which only the order"
+            )
             notes[-1] += " of methods can be compared."
     return [*notes, *([settings.note] if settings.note else [])]

@@ -204,7 +204,7 @@ def _do(run: PlannedRun, load_stages: LoadStages, line: _Line) -> bool:
 
 
 def _keep_to_share(num_threads: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read by torch when a run first imports it
+    os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))  # read by torch when a run first imports it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -1,9 +1,13 @@
 """An ablation of two methods from end to end, with tiny models and the command as a user calls it."""
 
 import csv
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from tests.pipeline.ablation.test_execution import wait_until
 from tests.world import World
 
 from betakd_pipe.ablation.reading import read_ablation
@@ -40,3 +44,22 @@ def test_two_methods_of_one_cache_end_in_the_tables(
     assert float(second["VQA-Acc gain"]) == pytest.approx(float(second["VQA-Acc"]) - float(first["VQA-Acc"]))
     assert all(row.peak_memory_mib and row.whole_seconds and row.whole_seconds > row.seconds > 0 for row in rows)
     assert rows[2].betas["fkl"] != 1.0
+
+
+def test_sigterm_lets_a_student_end_its_step_and_leave_a_checkpoint(world: World, tmp_path: Path) -> None:
+    spec = SPEC.replace("steps: 4", "steps: 100000")
+    (tmp_path / "spec.yaml").write_text(spec, encoding="utf-8")
+    inputs = ["--student", str(world.student), "--cache", str(world.cache), "--data", world.data]
+    command = ["ablate", str(tmp_path / "spec.yaml"), *inputs, "--benchmark", "digits?count=8", "--jobs", "1"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "betakd_pipe", *command, "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    run = out / "seed-0" / "runs" / "fkl-manual"
+    wait_until(lambda: (run / "metrics.jsonl").is_file(), timeout_s=120.0)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "betakd-pipe: stopped by SIGTERM with 0 of 2 runs done; the same command again goes on" in stderr
+    assert list((run / "checkpoints").glob("checkpoint-*"))
+    assert "which a checkpoint holds" in (run / "log.txt").read_text(encoding="utf-8")

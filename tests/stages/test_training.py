@@ -18,6 +18,7 @@ from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
 
 TRAINING = {"steps": 12, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 3, "checkpoint_every_steps": 4}
+TRAINING |= {"probe_samples": 0}  # which takes as long as such short training
 INSTANCE: dict[str, Any] = {
     "objective": {"energies": ["fkl", "cosine_probs"], "features": ["vision", "prompt"]},
     "weighting": {"name": "instance", "learning_rate": 0.01},

@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from betakd_stages.distillation.interruption import StopRequest
 from betakd_stages.distillation.precision import loss_scale
+from betakd_stages.distillation.probe import Probe
 from betakd_stages.distillation.selection import Selection
 from betakd_stages.distillation.tracking import report
 from betakd_stages.distillation.trainer import DistillationTrainer
@@ -19,19 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 class RunCallback(TrainerCallback):
-    """After each step: advance the objective, write metrics, show progress, ask for checkpoints, stop if asked to."""
+    """After each step: advance the objective, write metrics, probe, show progress, ask for checkpoints, stop if asked
+    to."""
 
     def __init__(
         self,
         trainer: DistillationTrainer,
         log: TrainingLog | None,
         selection: Selection,
+        probe: Probe,
         progress: Progress,
         request: StopRequest,
     ) -> None:
         self._trainer = trainer
         self._log = log
         self._selection = selection
+        self._probe = probe
         self._progress = progress
         self._request = request
         self._first_row: dict[str, float | None] = {}
@@ -43,6 +47,7 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._trainer.measure_scales()
+        self._probe.after_step(state.global_step, last=False)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,6 +63,7 @@ class RunCallback(TrainerCallback):
             state.max_steps = step  # so that a checkpoint from here has nothing left to train
         if step % training.log_every_steps == 0 or last:
             self._write_row(step)
+        self._probe.after_step(step, last=last)
         self._progress.advance(1)
         self.stopped_by = self._signal_of_any_process()
         stop = self.stopped_by is not None

@@ -138,7 +138,8 @@ def to_cpu(output: ObjectiveOutput) -> dict[str, torch.Tensor]:
         "objective": output.total.detach().cpu(),
         "count": output.count.detach().cpu(),
         "cross_entropy": output.cross_entropy.detach().cpu(),
-        "cross_entropy_weights": output.cross_entropy_weights.detach().cpu(),
+        # One number expanded to all samples, where it is not learned: a checkpoint holds whole tensors only.
+        "cross_entropy_weights": output.cross_entropy_weights.detach().cpu().contiguous(),
         "energies": output.energies.detach().cpu(),
         "present": output.present.detach().cpu(),
         "betas": output.betas.detach().cpu(),

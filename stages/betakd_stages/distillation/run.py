@@ -1,8 +1,8 @@
 """Stage two: a student learns from a cache alone. Interrupted, the same call resumes from the last checkpoint.
 
-The run folder gets metrics.jsonl, timings.jsonl, checkpoints/ while it trains, and validation.jsonl where the student
-is measured meanwhile; weighting.safetensors, result.json, adapter/ where there is one, and model/ at the end. `model/`
-is renamed into place last: a run is finished when it exists.
+The run folder gets metrics.jsonl, timings.jsonl, probe.jsonl, checkpoints/ while it trains, and validation.jsonl where
+the student is measured meanwhile; weighting.safetensors, result.json, adapter/ where there is one, and model/ at the
+end. `model/` is renamed into place last: a run is finished when it exists.
 """
 
 import json
@@ -19,6 +19,7 @@ from betakd_stages.distillation.checkpoints import last_checkpoint, step_of
 from betakd_stages.distillation.distiller import is_sharded, load_tensors, trained_tensors, whole_tensors
 from betakd_stages.distillation.interruption import stop_requests
 from betakd_stages.distillation.preparation import Prepared, prepare
+from betakd_stages.distillation.probe import Probe
 from betakd_stages.distillation.selection import ACCURACY, Selection
 from betakd_stages.distillation.student import load_student
 from betakd_stages.distillation.trainer import DistillationTrainer
@@ -95,10 +96,11 @@ def _train(settings: DistillSettings, prepared: Prepared, out: Path, progress: P
             **prepared.agreement.measure(prepared.student, index, count),
         },
     )
+    probe = Probe(trainer, out, prepared.num_steps, resumed_step)
     log = TrainingLog(out, resumed_step, prepared.entropy_borders) if index == 0 else None
     progress.start("student", total=prepared.num_steps, done=resumed_step)
     try:
-        _run(trainer, log, selection, progress, checkpoint)
+        _run(trainer, log, selection, probe, progress, checkpoint)
     finally:
         progress.finish()
     return trainer.state.global_step, selection.restore_best()
@@ -108,12 +110,13 @@ def _run(
     trainer: DistillationTrainer,
     log: TrainingLog | None,
     selection: Selection,
+    probe: Probe,
     progress: Progress,
     checkpoint: Path | None,
 ) -> None:
     """Train to the last step, or until a signal; raises Interrupted then."""
     with stop_requests() as request:
-        callback = RunCallback(trainer, log, selection, progress, request)
+        callback = RunCallback(trainer, log, selection, probe, progress, request)
         trainer.add_callback(callback)
         trainer.train_from(checkpoint)
     if callback.stopped_by is not None:

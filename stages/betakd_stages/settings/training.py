@@ -46,6 +46,9 @@ class TrainingSettings(SelectionSettings):
         default=False, description="compute a layer's activations again in the backward pass: less memory, more time"
     )
     log_every_steps: int = Field(default=10, gt=0)
+    probe_samples: int = Field(
+        default=64, ge=0, description="samples whose weights and entropies are noted at a few moments; 0: none"
+    )
     checkpoint_every_steps: int = Field(default=500, gt=0)
     report_to: tuple[str, ...] = Field(
         default=(), description="trackers that transformers knows and that shall show the run: [tensorboard, wandb]"

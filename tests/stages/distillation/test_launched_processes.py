@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -95,12 +97,26 @@ def assert_alike(run: Path, other: Path) -> None:
         assert left.keys() == right.keys()
         for key, value in left.items():
             torch.testing.assert_close(right[key], value, atol=2e-5, rtol=1e-4, msg=key)
+    assert_alike_probes(*(read_rows(path / "probe.jsonl") for path in (run, other)))
     rows, others = (read_rows(path / "metrics.jsonl") for path in (run, other))
     assert [row["step"] for row in rows] == [row["step"] for row in others] == [2, 4, 6, 7]
     for row, twin in zip(rows, others, strict=True):
         assert row.keys() == twin.keys()
         for key, value in row.items():
             assert value == twin[key] or math.isclose(value, twin[key], rel_tol=1e-3, abs_tol=1e-4), (key, value)
+
+
+def assert_alike_probes(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Measured after the same steps, on the same samples, with the same figures."""
+    assert [row["step"] for row in rows] == [row["step"] for row in others] == [0, 1, 2, 4, 7]
+    for row, twin in zip(rows, others, strict=True):
+        assert row["samples"].keys() == twin["samples"].keys()
+        assert row["samples"].pop("sample_id") == twin["samples"].pop("sample_id")
+        for name, values in row["samples"].items():
+            own, theirs = (np.array(each, dtype=np.float64) for each in (values, twin["samples"][name]))
+            np.testing.assert_allclose(own, theirs, rtol=1e-3, atol=1e-4, err_msg=name)  # NaN where a channel is not
+        distances = [each["log_probabilities"]["wasserstein_1"] for each in (row, twin)]
+        assert distances[0] == pytest.approx(distances[1], rel=1e-3, abs=1e-4)
 
 
 def test_one_batch_equals_as_many_batches_of_one(arguments: list[str], alone: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from betakd_pipe.cli_experiments import experiment_commands
 from betakd_pipe.cli_export import export_commands
 from betakd_pipe.cli_inspect import inspect_commands
 from betakd_pipe.cli_options import EXIT_FAILED, examples
+from betakd_pipe.cli_report import report_commands
 from betakd_pipe.cli_stages import stage_commands
 from betakd_pipe.cli_vision import vision_commands
 
@@ -34,6 +35,7 @@ app.add_typer(vision_commands)
 app.add_typer(ablation_commands)
 app.add_typer(evaluation_commands)
 app.add_typer(experiment_commands)
+app.add_typer(report_commands)
 app.add_typer(export_commands)
 app.add_typer(inspect_commands)
 app.add_typer(cache_app, name="cache")

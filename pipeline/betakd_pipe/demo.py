@@ -194,7 +194,7 @@ def _show(out: Path, rows: dict[str, list[ResultRow]], results: Sequence[Ablatio
     if quick:
         sentences = [f"A quick look with {QUICK_STEPS} steps a run: the students are not converged.", *sentences]
     page = write_report(
-        out,
+        out / "report.html",
         title="Beta-KD from a teacher cache: handwritten digits",
         summary=sentences,
         scenarios=[

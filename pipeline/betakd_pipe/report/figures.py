@@ -1,61 +1,49 @@
-"""Figures as inline SVG, which follows the page's colours, and as PNG, which stands alone; without pyplot."""
+"""What is drawn into each kind of figure."""
 
-import io
-import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from betakd_pipe.report.categories import CategoryBars
 from betakd_pipe.report.curves import Curve, Panel
+from betakd_pipe.report.distances import Distributions
+from betakd_pipe.report.drawing import INK, Drawn, finished, logarithmic, new_figure, settings
 from betakd_pipe.report.records import TEACHER
-from betakd_pipe.report.styles import Style
-from betakd_pipe.report.tables import CategoryBars
+from betakd_pipe.report.scatter import Scatter
+from betakd_pipe.report.styles import MOMENT_COLOURS, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-INK = "#23272e"
-GRID = "#dde1e7"
-PNG_DPI = 160
 PANEL_SIZE_INCHES = (4.7, 2.9)
 BARS_SIZE_INCHES = (11.0, 3.4)
-LEGEND_WIDTH_INCHES = 2.0
+TWO_SIZE_INCHES = (9.4, 2.9)
 GROUP_WIDTH = 0.84
 """Share of a question type's room that its bars take."""
 
-# In the page the axes take the colours of the text around them, which follow the reader's light or dark scheme.
-PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)"}
 
-
-def draw_panel(panel: Panel, name: str, styles: Mapping[str, Style]) -> tuple[str, bytes]:
-    """The curves over training as SVG and as PNG with a legend; `name` is unique in the page."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    with _settings():
-        figure, axes = _new_figure(PANEL_SIZE_INCHES)
+def draw_panel(panel: Panel, name: str, styles: Mapping[str, Style]) -> Drawn:
+    """The curves over training; `name` is unique in the page."""
+    with settings():
+        figure, [[axes]] = new_figure(PANEL_SIZE_INCHES)
         if panel.zero_line:
             axes.axhline(0, color=INK, linewidth=0.7)
         floor = 0.5 * min(np.nanmin(curve.centre) for curve in panel.curves) if panel.logarithmic else -np.inf
         for curve in panel.curves:
             _draw_curve(axes, curve, styles[curve.method], floor)
         if panel.logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            logarithmic(axes)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(panel.axis_label, parse_math=False)
         axes.margins(x=0.01)
-        return _inline_svg(figure, name), _png(figure, axes)
+        return finished(figure, axes, name)
 
 
-def draw_category_bars(bars: CategoryBars, name: str, styles: Mapping[str, Style]) -> tuple[str, bytes]:
-    """Grouped bars, one group per question type, as SVG and as PNG with a legend; `name` is unique in the page."""
-    with _settings():
-        figure, axes = _new_figure(BARS_SIZE_INCHES)
+def draw_category_bars(bars: CategoryBars, name: str, styles: Mapping[str, Style]) -> Drawn:
+    """Grouped bars, one group per question type; `name` is unique in the page."""
+    with settings():
+        figure, [[axes]] = new_figure(BARS_SIZE_INCHES)
         places = np.arange(len(bars.categories), dtype=np.float64)
         width = GROUP_WIDTH / len(bars.means)
         for index, method in enumerate(bars.means):
@@ -80,48 +68,45 @@ def draw_category_bars(bars: CategoryBars, name: str, styles: Mapping[str, Style
         axes.set_ylabel("accuracy, %")
         axes.set_ylim(0, 100)
         axes.set_xlim(-0.5, len(places) - 0.5)
-        return _inline_svg(figure, name), _png(figure, axes)
+        return finished(figure, axes, name)
 
 
-def write_png(path: Path, content: bytes) -> None:
-    """Write a figure beside the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+def draw_distributions(moments: Sequence[Distributions], name: str, styles: Mapping[str, Style]) -> Drawn:
+    """The teacher's log-probabilities as an area, the students' as lines, early and late side by side."""
+    with settings():
+        figure, [row] = new_figure(TWO_SIZE_INCHES, num_columns=len(moments), share_y="row")
+        filled = [each > 0 for moment in moments for each in (moment.teacher, *moment.students.values())]
+        lowest = moments[0].edges[int(np.flatnonzero(np.any(filled, axis=0))[0])]
+        for axes, moment in zip(row, moments, strict=True):
+            axes.stairs(moment.teacher, moment.edges, fill=True, color=INK, alpha=0.18, label=TEACHER)
+            for method, shares in moment.students.items():
+                style = styles[method]
+                dashes: Any = (0, style.dashes) if style.dashes else "solid"
+                axes.stairs(shares, moment.edges, color=style.colour, linestyle=dashes, linewidth=1.4, label=method)
+            axes.set_xlim(lowest, 0)
+            axes.set_title(moment.moment, loc="left")
+            axes.set_xlabel("log-probability of a kept entry, nats")
+        row[0].set_ylabel("share of the entries")
+        return finished(figure, row[0], name)
 
 
-def _settings() -> AbstractContextManager[None]:
-    """matplotlib's settings while a figure is drawn; the fixed salt makes the same figure the same bytes."""
-    import matplotlib
-
-    return matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "betakd-pipe",
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
-            "font.size": 9,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "axes.edgecolor": INK,
-            "axes.linewidth": 0.7,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.unicode_minus": True,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "hatch.linewidth": 0.8,
-        }
-    )
-
-
-def _new_figure(size_inches: tuple[float, float]) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size_inches, layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    return figure, axes
+def draw_scatters(scatters: Sequence[Scatter], name: str) -> Drawn:
+    """Each probed sample's weight against its entropies, a row per method; colours are moments of the training."""
+    with settings():
+        size = (TWO_SIZE_INCHES[0], TWO_SIZE_INCHES[1] * len(scatters))
+        figure, grid = new_figure(size, len(scatters), 2, share_y="row")
+        for row, scatter in zip(grid, scatters, strict=True):
+            for axes, whose in zip(row, ("student", "teacher"), strict=True):
+                for moment, colour in zip(scatter.moments, MOMENT_COLOURS, strict=False):
+                    entropy = moment.student_entropy if whose == "student" else moment.teacher_entropy
+                    label = f"step {moment.step}"
+                    axes.scatter(entropy, moment.betas, s=11, color=colour, alpha=0.75, linewidths=0, label=label)
+                axes.set_xlabel(f"{whose}’s entropy, nats")
+            row[0].set_title(scatter.title, loc="left", parse_math=False)
+            row[0].set_ylabel("β")
+            if scatter.is_logarithmic:
+                logarithmic(row[0])
+        return finished(figure, grid[0][0], name, legend_in_page=True)
 
 
 def _draw_curve(axes: "Axes", curve: Curve, style: Style, floor: float) -> None:
@@ -129,34 +114,3 @@ def _draw_curve(axes: "Axes", curve: Curve, style: Style, floor: float) -> None:
     low, high = np.maximum(curve.low, floor), np.maximum(curve.high, floor)
     axes.fill_between(curve.steps, low, high, color=style.colour, alpha=0.14, linewidth=0)
     axes.plot(curve.steps, curve.centre, color=style.colour, linestyle=line, linewidth=1.6, label=curve.method)
-
-
-def _inline_svg(figure: "Figure", name: str) -> str:
-    """The figure as an `<svg>` element that scales with the page and names no address of a namespace."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", svg)  # HTML knows SVG without its namespaces
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = _own_ids(svg, name)
-    for colour, page_colour in PAGE_COLOURS.items():
-        svg = svg.replace(colour, page_colour)
-    return svg
-
-
-def _own_ids(svg: str, name: str) -> str:
-    """The SVG with ids of its own: those that something refers to begin with `name`, the others are taken away."""
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
-    return re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
-
-
-def _png(figure: "Figure", axes: "Axes") -> bytes:
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width + LEGEND_WIDTH_INCHES, height)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
-    return content.getvalue()

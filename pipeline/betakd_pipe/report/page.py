@@ -1,4 +1,4 @@
-"""The page: everything about every scenario in one HTML file, and the figures as PNG beside it."""
+"""The page: everything about every scenario in one HTML file; its tables and figures as files beside it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,108 +7,118 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from betakd_pipe.report.curves import training_panels
-from betakd_pipe.report.figures import draw_category_bars, draw_panel, write_png
-from betakd_pipe.report.records import TEACHER, ReportError, ReportScenario, read_metrics, rows_by_method, seeds_of
-from betakd_pipe.report.samples import Card, sample_cards
+from betakd_pipe.report.categories import quartile_table
+from betakd_pipe.report.comparisons import comparisons
+from betakd_pipe.report.cost import cache_cost_table, run_cost_table
+from betakd_pipe.report.distances import distance_table
+from betakd_pipe.report.drawing import Drawn
+from betakd_pipe.report.examples import Examples, weight_examples
+from betakd_pipe.report.group_figures import Artist, ShownGroup
+from betakd_pipe.report.groups import MAX_METHODS, method_groups
+from betakd_pipe.report.headline import headline
+from betakd_pipe.report.method_table import method_table
+from betakd_pipe.report.records import TEACHER, ReportError, ReportScenario, read_runs, seeds_of
+from betakd_pipe.report.samples import Cards, sample_cards
 from betakd_pipe.report.settings_shown import ShownSettings, shown_settings
-from betakd_pipe.report.styles import Style, method_styles
-from betakd_pipe.report.tables import MethodTable, PlainTable, category_bars, method_table, run_table
+from betakd_pipe.report.styles import Style
+from betakd_pipe.report.tables import Table, as_csv, as_markdown, run_table, shown_shape
+from betakd_pipe.report.weights import weight_stories, weight_table
 from betakd_stages.files import write_atomically
 
-PAGE = "report.html"
-FIGURES = "figures"
+FIGURES, TABLES = "figures", "tables"
 TEMPLATE = "page.html.j2"
 
 
 @dataclass(frozen=True, slots=True)
-class ShownFigure:
-    """An inline SVG with its title and a note on how to read it."""
-
-    title: str
-    note: str
-    svg: Markup
-
-
-@dataclass(frozen=True, slots=True)
 class Section:
-    """One scenario, ready to be shown."""
+    """One scenario, ready to be shown; what there is nothing to say about is None or empty."""
 
     anchor: str
     name: str
     description: str
+    headline: Sequence[str]
     seeds: Sequence[int]
-    methods: Sequence[str]
-    table: MethodTable
-    runs: PlainTable
-    bars: ShownFigure | None
-    curves: Sequence[ShownFigure]
-    cards: Sequence[Card]
+    styles: Mapping[str, Style]
+    tables: Mapping[str, Table]
+    """By name: methods, shaped, weights, distances, quartiles, cost, caches, runs."""
+    shaped_title: str
+    bars: Sequence[ShownGroup]
+    weights: Sequence[ShownGroup]
+    distances: Sequence[ShownGroup]
+    curves: Sequence[ShownGroup]
+    examples: Examples | None
+    cards: Cards
     settings: ShownSettings
+    drawn: Mapping[str, Drawn]
+    """All figures, by the names of their files."""
 
 
-def write_report(out: Path, title: str, summary: Sequence[str], scenarios: Sequence[ReportScenario]) -> Path:
-    """The path of `out`/report.html, written with `out`/figures/*.png; the same inputs give the same bytes.
+def write_report(page: Path, title: str, summary: Sequence[str], scenarios: Sequence[ReportScenario]) -> Path:
+    """The path of `page`, written with tables/ and figures/ in its folder; the same inputs give the same bytes.
 
     Raises ReportError for a scenario without rows, for two of one name and for files of runs that are missing or
-    damaged; ConfigError, DataError and CacheError where a run's configuration, samples or cache cannot be read.
+    damaged; ConfigError and CacheError where a run's configuration or cache cannot be read.
     """
     anchors = [_file_name(scenario.name) for scenario in scenarios]
     for anchor in anchors:
         if anchors.count(anchor) > 1:
             raise ReportError(f"found two scenarios called {anchor}, expected different names: rename one of them")
-    methods = dict.fromkeys(method for scenario in scenarios for method in rows_by_method(scenario))
-    styles = method_styles(methods)
-    figures = out / FIGURES
-    sections = [
-        _section(scenario, anchor, styles, figures) for scenario, anchor in zip(scenarios, anchors, strict=True)
-    ]
-    page = _render(title=title, summary=summary, sections=sections, styles=styles, teacher=TEACHER)
-    write_atomically(out / PAGE, page)
-    return out / PAGE
+    sections = [_section(scenario, anchor) for scenario, anchor in zip(scenarios, anchors, strict=True)]
+    text = _render(title=title, summary=summary, sections=sections, teacher=TEACHER)
+    for section in sections:
+        _write_tables(page.parent / TABLES, section)
+        for name, drawn in section.drawn.items():
+            drawn.write(page.parent / FIGURES, name)
+    write_atomically(page, text)
+    return page
 
 
-def _section(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], figures: Path) -> Section:
-    cards = sample_cards(scenario)  # first, because it refuses answers to different questions
+def _section(scenario: ReportScenario, anchor: str) -> Section:
+    runs = read_runs(scenario)
+    groups = method_groups(runs)
+    shown = groups[0].of(runs) if len(runs) > MAX_METHODS else runs
+    cards = sample_cards(scenario, shown)  # before any figure, because it refuses answers to different questions
+    compared = comparisons(runs, scenario.baseline)
+    stories = weight_stories(runs)
+    settings = shown_settings(runs)
+    tables = {
+        "methods": method_table(scenario, runs, compared),
+        "shaped": shown_shape(scenario.shaped) if scenario.shaped else None,
+        "weights": weight_table(runs, stories),
+        "distances": distance_table(runs),
+        "quartiles": quartile_table(scenario, runs),
+        "cost": run_cost_table(runs),
+        "caches": cache_cost_table(runs),
+        "runs": run_table(scenario),
+        "settings": settings.differences,
+    }
+    artist = Artist(scenario, runs, groups, anchor)
     return Section(
         anchor=anchor,
         name=scenario.name,
         description=scenario.description,
+        headline=headline(scenario, runs, compared, stories),
         seeds=seeds_of(scenario),
-        methods=tuple(rows_by_method(scenario)),
-        table=method_table(scenario),
-        runs=run_table(scenario),
-        bars=_bars(scenario, anchor, styles, figures),
-        curves=_curves(scenario, anchor, styles, figures),
+        styles={method: style for group in reversed(groups) for method, style in group.styles.items()},
+        tables={name: table for name, table in tables.items() if table is not None},
+        shaped_title=scenario.shaped.title if scenario.shaped else "",
+        bars=artist.bars(),
+        weights=artist.weights(),
+        distances=artist.distances(),
+        curves=artist.curves(),
+        examples=weight_examples(runs),
         cards=cards,
-        settings=shown_settings(scenario),
+        settings=settings,
+        drawn=artist.drawn,
     )
 
 
-def _bars(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], figures: Path) -> ShownFigure | None:
-    bars = category_bars(scenario)
-    if bars is None:
-        return None
-    name = f"{anchor}-accuracy-by-type"
-    svg, png = draw_category_bars(bars, name, styles)
-    write_png(figures / f"{name}.png", png)
-    notes = ["Mean over seeds; whiskers are ± one standard deviation."] if len(seeds_of(scenario)) > 1 else []
-    if bars.teacher is not None:
-        notes.append("The line across each group is the teacher.")
-    return ShownFigure("Accuracy by question type", " ".join(notes), Markup(svg))
-
-
-def _curves(scenario: ReportScenario, anchor: str, styles: Mapping[str, Style], figures: Path) -> list[ShownFigure]:
-    metrics = {method: [read_metrics(row.run) for row in rows] for method, rows in rows_by_method(scenario).items()}
-    shown = []
-    for panel in training_panels(metrics):
-        name = f"{anchor}-{_file_name(panel.name)}"
-        svg, png = draw_panel(panel, name, styles)
-        write_png(figures / f"{name}.png", png)
-        shown.append(ShownFigure(panel.title, panel.note, Markup(svg)))
-    return shown
+def _write_tables(folder: Path, section: Section) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in section.tables.items():
+        write_atomically(folder / f"{section.anchor}-{name}.md", as_markdown(table))
+        write_atomically(folder / f"{section.anchor}-{name}.csv", as_csv(table))
 
 
 def _render(**values: Any) -> str:

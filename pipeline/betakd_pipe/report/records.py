@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from betakd_pipe.ablation.rows import EVALUATION, ResultRow
+from betakd_pipe.ablation.rows import EVALUATION, TIMINGS, ResultRow
+from betakd_pipe.config import read_layer
+from betakd_pipe.run_folder import CONFIG
 from betakd_stages.errors import UserError
 
 TEACHER = "teacher"
 TEACHER_EVALUATION = "teacher-evaluation"
 # As betakd_stages names them; importing the names from there would load torch, which takes seconds.
 METRICS = "metrics.jsonl"
+PROBE = "probe.jsonl"
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
+
+Records = Sequence[Mapping[str, Any]]
 
 
 class ReportError(UserError):
@@ -34,19 +39,75 @@ class ReportScenario:
     """One sentence."""
     rows: Sequence[ResultRow]
     folder: Path
+    num_planned: int | None = None
+    """Runs that were asked for; None: those there are."""
+    baseline: str | None = None
+    """The method that all others are compared with; None: see `references`."""
+    shaped: "ShapedTable | None" = None
+    """A table of another shape, such as the paper's."""
 
 
-def rows_by_method(scenario: ReportScenario) -> dict[str, list[ResultRow]]:
-    """The students' rows, methods in order of first appearance. Raises ReportError if there is none."""
-    methods: dict[str, list[ResultRow]] = {}
+@dataclass(frozen=True, slots=True)
+class ShapedTable:
+    """A table whose shape the ablation chose: headings, lines of texts, and notes."""
+
+    title: str
+    headers: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of a student and what it left; a file that older versions did not write is empty."""
+
+    row: ResultRow
+    settings: Mapping[str, Any]
+    """Of stage two."""
+    metrics: Records
+    timings: Records
+    probe: Records
+    predictions: Records
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The energies and features that it was trained on, by their names in `metrics`."""
+        objective = self.settings["objective"]
+        energies = [energy["name"] for energy in objective["energies"]]
+        return (*energies, *(f"feature:{feature['name']}" for feature in objective["features"]))
+
+    @property
+    def weighting(self) -> str:
+        """The name of its weighting."""
+        return str(self.settings["weighting"]["name"])
+
+
+Runs = Mapping[str, Sequence[Run]]
+"""By method, in order of first appearance; of a method by seed."""
+
+
+def read_runs(scenario: ReportScenario) -> dict[str, list[Run]]:
+    """The students' runs by method. Raises ReportError where there is none, or a file is missing or damaged."""
+    runs: dict[str, list[Run]] = {}
     for row in scenario.rows:
         if row.method != TEACHER:
-            methods.setdefault(row.method, []).append(row)
-    if not methods:
+            runs.setdefault(row.method, []).append(_read_run(row))
+    if not runs:
         raise ReportError(
             f"scenario {scenario.name}: found no finished run, expected at least one: see why the runs failed"
         )
-    return methods
+    return runs
+
+
+def _read_run(row: ResultRow) -> Run:
+    return Run(
+        row=row,
+        settings=read_layer(row.run / CONFIG).values,
+        metrics=_read_lines(row.run / METRICS),
+        timings=_read_lines(row.run / TIMINGS) if (row.run / TIMINGS).is_file() else [],
+        probe=_read_lines(row.run / PROBE) if (row.run / PROBE).is_file() else [],
+        predictions=read_predictions(row.run / EVALUATION),
+    )
 
 
 def seeds_of(scenario: ReportScenario) -> list[int]:
@@ -54,15 +115,22 @@ def seeds_of(scenario: ReportScenario) -> list[int]:
     return sorted({row.seed for row in scenario.rows})
 
 
-def teacher_folder(scenario: ReportScenario, seed: int) -> Path:
-    """Where the teacher's evaluation lies, if it was made."""
-    return scenario.folder / f"seed-{seed}" / TEACHER_EVALUATION
+def teacher_evaluations(scenario: ReportScenario) -> dict[int, Path]:
+    """Where the teacher was evaluated, by seed: the reference of a run's evaluation, or beside the ablation's runs."""
+    folders: dict[int, Path] = {}
+    for row in scenario.rows:
+        config = row.run / EVALUATION / CONFIG
+        named = read_layer(config).values.get("reference") if config.is_file() else None
+        beside = scenario.folder / f"seed-{row.seed}" / TEACHER_EVALUATION
+        for folder in (Path(named) if named else beside, beside):
+            if folder.is_dir():
+                folders.setdefault(row.seed, folder)
+    return folders
 
 
 def teacher_scores(scenario: ReportScenario) -> dict[int, Mapping[str, Any]]:
     """The teacher's scores by seed; only of seeds whose teacher was evaluated."""
-    folders = {seed: teacher_folder(scenario, seed) for seed in seeds_of(scenario)}
-    return {seed: read_scores(folder) for seed, folder in folders.items() if folder.is_dir()}
+    return {seed: read_scores(folder) for seed, folder in teacher_evaluations(scenario).items()}
 
 
 def read_scores(folder: Path) -> Mapping[str, Any]:
@@ -74,16 +142,6 @@ def read_scores(folder: Path) -> Mapping[str, Any]:
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """predictions.jsonl of an evaluation. Raises ReportError where it is missing or damaged."""
     return _read_lines(folder / PREDICTIONS)
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl of a run. Raises ReportError where it is missing or damaged."""
-    return _read_lines(run / METRICS)
-
-
-def evaluation_folder(row: ResultRow) -> Path:
-    """Where the evaluation of a run lies."""
-    return row.run / EVALUATION
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

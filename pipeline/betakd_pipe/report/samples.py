@@ -9,26 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from betakd_pipe.ablation.rows import EVALUATION
 from betakd_pipe.report.records import (
     TEACHER,
+    Records,
     ReportError,
     ReportScenario,
-    evaluation_folder,
+    Runs,
     read_predictions,
     read_scores,
-    rows_by_method,
     seeds_of,
-    teacher_folder,
+    teacher_evaluations,
 )
+from betakd_stages.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from betakd_stages.data import SampleSet
+
 NUM_CARDS = 12
 IMAGE_SIZE_PIXELS = 160
 """Small images are enlarged by a whole factor up to this size, large ones reduced to it."""
-
-Predictions = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +54,61 @@ class Card:
     answers: tuple[AnswerGroup, ...]
 
 
-def sample_cards(scenario: ReportScenario) -> list[Card]:
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """The cards of one seed, and why they have no images where they should."""
+
+    seed: int
+    cards: tuple[Card, ...]
+    problem: str
+
+
+def sample_cards(scenario: ReportScenario, runs: Runs) -> "Cards":
     """Up to twelve cards of the first seed, chosen by `chosen_indices`; the same for the same answers.
 
-    Raises ReportError where the methods were asked different questions, DataError for samples that cannot be loaded.
+    Raises ReportError where the methods were asked different questions, or other ones than the benchmark has.
     """
+    seed = seeds_of(scenario)[0]
+    of_seed = {method: run for method, of in runs.items() for run in of if run.row.seed == seed}
+    students = {method: run.predictions for method, run in of_seed.items()}
+    folders = {method: run.row.run / EVALUATION for method, run in of_seed.items()}
+    teacher = teacher_evaluations(scenario).get(seed)
+    answered: dict[str, Records] = dict(students)
+    if teacher is not None:
+        folders, answered = {TEACHER: teacher, **folders}, {TEACHER: read_predictions(teacher), **answered}
+    _require_same_questions(folders, answered)
+    evaluation = next(iter(folders.values()))
+    samples, problem = _samples_of(evaluation)
+    cards = [_card(index, answered, samples, evaluation) for index in chosen_indices(list(students.values()))]
+    return Cards(seed, tuple(cards), problem)
+
+
+def _samples_of(evaluation: Path) -> "tuple[SampleSet | None, str]":
+    """The questions of an evaluation, to show their images; where they are gone, why there are none."""
     from betakd_stages.data import load_samples  # imports Pillow
 
-    folders = _evaluations(scenario)
-    predictions = _predictions(folders)
-    students = [answers for method, answers in predictions.items() if method != TEACHER]
-    evaluation = next(iter(folders.values()))
-    samples = load_samples(read_scores(evaluation)["benchmark"])
-    cards = []
-    for index in chosen_indices(students):
-        sample, asked = samples[index], students[0][index]
+    try:
+        return load_samples(read_scores(evaluation)["benchmark"]), ""
+    except DataError as error:
+        return None, f"Images are not shown: {error}"
+
+
+def _card(index: int, answered: Mapping[str, Records], samples: "SampleSet | None", evaluation: Path) -> Card:
+    asked = next(iter(answered.values()))[index]
+    image = None
+    if samples is not None:
+        sample = samples[index]
         if sample.sample_id != asked["sample_id"]:
             raise ReportError(
                 f"{evaluation}: question {index} is {asked['sample_id']!r}, but the benchmark has "
                 f"{sample.sample_id!r} there: evaluate again with this version"
             )
-        answers = {method: answered[index] for method, answered in predictions.items()}
         image = None if sample.image is None else data_uri(sample.image.load().pixels)
-        cards.append(
-            Card(asked["sample_id"], asked["category"], asked["question"], asked["label"], image, _grouped(answers))
-        )
-    return cards
+    answers = _grouped({method: of_method[index] for method, of_method in answered.items()})
+    return Card(asked["sample_id"], asked["category"], asked["question"], asked["label"], image, answers)
 
 
-def chosen_indices(students: Sequence[Predictions], num_cards: int = NUM_CARDS) -> list[int]:
+def chosen_indices(students: Sequence[Records], num_cards: int = NUM_CARDS) -> list[int]:
     """Indices of the most telling questions, the question types taking turns.
 
     Within a type come first the questions that split the methods most evenly into right and wrong, then those with
@@ -101,19 +129,9 @@ def chosen_indices(students: Sequence[Predictions], num_cards: int = NUM_CARDS) 
     return list(itertools.islice((index for index in turns if index is not None), num_cards))
 
 
-def _evaluations(scenario: ReportScenario) -> dict[str, Path]:
-    """The evaluations of the first seed by method, the teacher's first where it was made."""
-    seed = seeds_of(scenario)[0]
-    methods = rows_by_method(scenario)
-    folders = {method: evaluation_folder(row) for method, rows in methods.items() for row in rows if row.seed == seed}
-    teacher = teacher_folder(scenario, seed)
-    return {TEACHER: teacher, **folders} if teacher.is_dir() else folders
-
-
-def _predictions(folders: Mapping[str, Path]) -> dict[str, Predictions]:
-    """The predictions of every evaluation. Raises ReportError if they answer different questions."""
-    predictions: dict[str, Predictions] = {method: read_predictions(folder) for method, folder in folders.items()}
-    asked = {method: [answer["sample_id"] for answer in answers] for method, answers in predictions.items()}
+def _require_same_questions(folders: Mapping[str, Path], answered: Mapping[str, Records]) -> None:
+    """Raise ReportError if the evaluations answer different questions."""
+    asked = {method: [answer["sample_id"] for answer in answers] for method, answers in answered.items()}
     reference = next(iter(asked))
     for method, questions in asked.items():
         if questions != asked[reference]:
@@ -121,7 +139,6 @@ def _predictions(folders: Mapping[str, Path]) -> dict[str, Predictions]:
                 f"{folders[method]}: answers other questions than {folders[reference]}, expected the same benchmark: "
                 "evaluate both on one"
             )
-    return predictions
 
 
 def _grouped(answers: Mapping[str, Mapping[str, Any]]) -> tuple[AnswerGroup, ...]:

@@ -8,11 +8,9 @@ from typing import Any
 import yaml
 
 from betakd_cache import Manifest, read_manifest
-from betakd_pipe.ablation.rows import ResultRow
-from betakd_pipe.config import flatten, read_layer
-from betakd_pipe.report.records import ReportScenario, rows_by_method
-from betakd_pipe.report.tables import PlainTable, difference_table
-from betakd_pipe.run_folder import CONFIG
+from betakd_pipe.config import flatten
+from betakd_pipe.report.records import Runs
+from betakd_pipe.report.tables import Table, difference_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +26,19 @@ class ShownSettings:
     """Configurations of each method's first run as YAML, their differences, and the caches of all runs."""
 
     configurations: Mapping[str, str]
-    differences: PlainTable
+    differences: Table
     caches: tuple[ShownCache, ...]
 
 
-def shown_settings(scenario: ReportScenario) -> ShownSettings:
-    """The settings section of a scenario. Raises ConfigError and CacheError for files that are damaged."""
-    rows = rows_by_method(scenario)
-    first = {method: _configuration(of_method[0]) for method, of_method in rows.items()}
-    caches = dict.fromkeys(
-        path for of_method in rows.values() for row in of_method if (path := _configuration(row)["cache"]) is not None
-    )
+def shown_settings(runs: Runs) -> ShownSettings:
+    """The settings of these runs. Raises CacheError for a cache that is damaged."""
+    first = {method: of[0].settings for method, of in runs.items()}
+    caches = dict.fromkeys(path for of in runs.values() for run in of if (path := run.settings["cache"]) is not None)
     return ShownSettings(
         configurations={method: _yaml(settings) for method, settings in first.items()},
         differences=difference_table({method: flatten(settings) for method, settings in first.items()}),
         caches=tuple(ShownCache(path, _identity(Path(path))) for path in caches),
     )
-
-
-def _configuration(row: ResultRow) -> Mapping[str, Any]:
-    return read_layer(row.run / CONFIG).values
 
 
 def _identity(path: Path) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 # Okabe and Ito 2008, without black (the teacher's and the axes') and yellow (too light for a line on white).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES: tuple[tuple[float, ...], ...] = ((), (3.5, 1.5), (1.0, 1.2), (5.0, 1.5, 1.0, 1.5))
+# From the first step to the last; of like lightness, so that they show on white and on black.
+MOMENT_COLOURS = ("#8b93c7", "#4a90d9", "#2aa198", "#c98a1b", "#d6453d")
 HATCHES = ("", "////", "....", "xxxx")
 
 

@@ -1,37 +1,27 @@
-"""The tables of the report as text and sorting keys: methods over seeds, every run, configurations side by side."""
+"""The tables of the report: cells that know how they are sorted, shown on the page and written beside it."""
 
+import csv
+import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from betakd_pipe.ablation.rows import ResultRow
 from betakd_pipe.ablation.table import mean_and_deviation
-from betakd_pipe.report.records import TEACHER, ReportScenario, rows_by_method, teacher_scores
+from betakd_pipe.report.records import ReportScenario, ShapedTable
 
 MISSING = "–"
-STRIP_STEP = 5
-"""The strip's ends are multiples of this many percent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A figure of a run; `better` says which mean is marked as the best."""
-
-    title: str
-    unit: str
-    digits: int
-    better: Literal["higher", "lower", ""]
-    value: Callable[[ResultRow], float | None]
+Better = Literal["higher", "lower", ""]
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What is shown, and what it is sorted by (none: at the end)."""
+    """What is shown; `key`, the number that it is sorted by (None: at the end), and its deviation over seeds."""
 
     text: str
     key: float | None = None
+    deviation: float | None = None
     best: bool = False
 
 
@@ -46,171 +36,119 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One method: its cells, and a dot for each seed."""
+    """A row: its name, which may be a method's, its cells, and a dot for each seed where the table has a strip."""
 
-    method: str
+    name: str
     cells: tuple[Cell, ...]
-    dots: tuple[Dot, ...]
+    dots: tuple[Dot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class MethodTable:
-    """The table of a scenario; the strip of accuracies runs from `strip_start` to `strip_end` percent."""
+class Strip:
+    """The accuracies, in percent, that a strip of dots runs between."""
 
-    columns: tuple[Column, ...]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table under a title; the first of `headings` is that of the names. `name` is that of its files."""
+
+    name: str
+    headings: tuple[str, ...]
     lines: tuple[Line, ...]
-    strip_start: float
-    strip_end: float
+    note: str = ""
+    strip: Strip | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PlainTable:
-    """Titles and texts."""
-
-    titles: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CategoryBars:
-    """Accuracies in percent by question type: mean and standard deviation over seeds of each method."""
-
-    categories: tuple[str, ...]
-    means: Mapping[str, Sequence[float]]
-    deviations: Mapping[str, Sequence[float]]
-    teacher: Sequence[float] | None
-
-
-def method_table(scenario: ReportScenario) -> MethodTable:
-    """Mean ± sample standard deviation over seeds, one line per method, the teacher's first where it was evaluated."""
-    methods = rows_by_method(scenario)
-    columns = _columns([row for rows in methods.values() for row in rows])
-    cells = {method: [_cell(column, rows) for column in columns] for method, rows in methods.items()}
-    for index, column in enumerate(columns):
-        _mark_best(column, list(cells.values()), index)
-    accuracies = {method: {row.seed: row.accuracy for row in rows} for method, rows in methods.items()}
-    teacher = teacher_scores(scenario)
-    if teacher:
-        accuracies = {TEACHER: {seed: scores["accuracy"] for seed, scores in teacher.items()}, **accuracies}
-        cells[TEACHER] = _teacher_cells(columns, list(teacher.values()))
-    start, end = _strip([accuracy for by_seed in accuracies.values() for accuracy in by_seed.values()])
-    lines = [Line(method, tuple(cells[method]), _dots(by_seed, start, end)) for method, by_seed in accuracies.items()]
-    return MethodTable(columns, tuple(lines), start, end)
-
-
-def run_table(scenario: ReportScenario) -> PlainTable:
-    """Every row with all its figures, as in results.csv."""
-    records = [row.columns(scenario.folder) for row in scenario.rows]
-    titles = tuple(dict.fromkeys(name for record in records for name in record))
-    lines = tuple(tuple(_plain(record.get(title)) for title in titles) for record in records)
-    return PlainTable(titles, lines)
-
-
-def difference_table(configurations: Mapping[str, Mapping[str, Any]]) -> PlainTable:
-    """The settings, by dotted key, in which the methods differ: one line per setting, one column per method."""
-    keys = dict.fromkeys(key for settings in configurations.values() for key in settings)
-    lines = []
-    for key in keys:
-        texts = [_plain(settings.get(key)) for settings in configurations.values()]
-        if len(set(texts)) > 1:
-            lines.append((key, *texts))
-    return PlainTable(("setting", *configurations), tuple(lines))
-
-
-def category_bars(scenario: ReportScenario) -> CategoryBars | None:
-    """The accuracies by question type; None where there are fewer than two types."""
-    methods = rows_by_method(scenario)
-    categories = tuple(next(iter(methods.values()))[0].accuracy_by_category)
-    if len(categories) < 2:
-        return None
-    teacher = [scores["accuracy_by_category"] for scores in teacher_scores(scenario).values()]
-    by_method = {method: [row.accuracy_by_category for row in rows] for method, rows in methods.items()}
-    return CategoryBars(
-        categories,
-        means={method: _means(rows, categories) for method, rows in by_method.items()},
-        deviations={
-            method: [statistics.stdev([row[name] for row in rows]) if len(rows) > 1 else 0.0 for name in categories]
-            for method, rows in by_method.items()
-        },
-        teacher=_means(teacher, categories) if teacher else None,
-    )
-
-
-def _means(rows: Sequence[Mapping[str, float]], categories: Sequence[str]) -> list[float]:
-    return [statistics.fmean([row[name] for row in rows]) for name in categories]
-
-
-def _columns(rows: Sequence[ResultRow]) -> tuple[Column, ...]:
-    """The columns for which any row has a figure."""
-    columns = (
-        Column("accuracy", "%", 1, "higher", lambda row: row.accuracy),
-        Column("validation", "%", 1, "higher", lambda row: row.validation_accuracy),
-        Column("agreement", "%", 1, "higher", lambda row: row.agreement),
-        Column("ECE", "", 3, "lower", lambda row: row.expected_calibration_error),
-        *_beta_columns(rows),
-        Column("time", "s", 1, "", lambda row: row.seconds),
-    )
-    return tuple(column for column in columns if any(column.value(row) is not None for row in rows))
-
-
-def _beta_columns(rows: Sequence[ResultRow]) -> list[Column]:
-    """One column where no method has two channels, otherwise one for each channel."""
-    if all(len(row.betas) <= 1 for row in rows):
-        return [Column("final β", "", 2, "", lambda row: next(iter(row.betas.values()), None))]
-
-    def of_channel(channel: str) -> Column:
-        return Column(f"final β {channel}", "", 2, "", lambda row: row.betas.get(channel))
-
-    return [of_channel(channel) for channel in dict.fromkeys(name for row in rows for name in row.betas)]
-
-
-def _cell(column: Column, rows: Sequence[ResultRow]) -> Cell:
-    return _summary([column.value(row) for row in rows], column.digits)
-
-
-def _summary(figures: Sequence[float | None], digits: int) -> Cell:
+def summary_cell(figures: Sequence[float | None], digits: int) -> Cell:
+    """`mean ± sample deviation` over seeds, a dash where a seed has no figure."""
     known = [figure for figure in figures if figure is not None]
     if not known or len(known) < len(figures):
         return Cell(MISSING)
     mean = statistics.fmean(known)
-    return Cell(mean_and_deviation(known, digits), None if math.isnan(mean) else mean)
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return Cell(mean_and_deviation(known, digits), None if math.isnan(mean) else mean, deviation)
 
 
-def _mark_best(column: Column, cells: Sequence[list[Cell]], index: int) -> None:
-    keys = [key for line in cells if (key := line[index].key) is not None]
-    if not column.better or len(keys) < 2:
-        return
-    best = max(keys) if column.better == "higher" else min(keys)
-    for line in cells:
-        line[index] = replace(line[index], best=line[index].key == best)
+def mark_best(lines: Sequence[Line], better: Sequence[Better]) -> tuple[Line, ...]:
+    """The lines with the best of each column marked, where there are two to choose from."""
+    marked = [list(line.cells) for line in lines]
+    for column, direction in enumerate(better):
+        keys = [cells[column].key for cells in marked]
+        known = [key for key in keys if key is not None]
+        if direction and len(known) > 1:
+            best = max(known) if direction == "higher" else min(known)
+            for cells in marked:
+                cells[column] = replace(cells[column], best=cells[column].key == best)
+    return tuple(replace(line, cells=tuple(cells)) for line, cells in zip(lines, marked, strict=True))
 
 
-def _teacher_cells(columns: Sequence[Column], scores: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """Only what an evaluation alone tells: the rest belongs to distillation."""
-    figures = {"accuracy": "accuracy", "ECE": "expected_calibration_error"}
-    return [
-        _summary([each[figures[column.title]] for each in scores], column.digits)
-        if column.title in figures
-        else Cell(MISSING)
-        for column in columns
-    ]
+def text_table(name: str, headings: Sequence[str], lines: Sequence[Sequence[str]], note: str = "") -> Table:
+    """A table of plain texts, the first of each line its name."""
+    rows = tuple(Line(first, tuple(Cell(text) for text in rest)) for first, *rest in lines)
+    return Table(name, tuple(headings), rows, note)
 
 
-def _strip(accuracies: Sequence[float]) -> tuple[float, float]:
-    known = [accuracy for accuracy in accuracies if not math.isnan(accuracy)] or [0.0]
-    start = STRIP_STEP * math.floor(min(known) / STRIP_STEP)
-    return float(start), float(max(STRIP_STEP * math.ceil(max(known) / STRIP_STEP), start + STRIP_STEP))
+def run_table(scenario: ReportScenario) -> Table:
+    """Every row with all its figures, as in results.csv."""
+    records = [row.columns(scenario.folder) for row in scenario.rows]
+    titles = tuple(dict.fromkeys(name for record in records for name in record))
+    return text_table("runs", titles, [[plain(record.get(title)) for title in titles] for record in records])
 
 
-def _dots(accuracies: Mapping[int, float], start: float, end: float) -> tuple[Dot, ...]:
-    return tuple(
-        Dot(seed, accuracy, round(100 * (accuracy - start) / (end - start), 2))
-        for seed, accuracy in accuracies.items()
-        if not math.isnan(accuracy)
-    )
+def difference_table(configurations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The settings, by dotted key, in which the methods differ: one line per method, one column per setting."""
+    keys = dict.fromkeys(key for settings in configurations.values() for key in settings)
+    different = [key for key in keys if len({plain(each.get(key)) for each in configurations.values()}) > 1]
+    lines = [(method, *(plain(each.get(key)) for key in different)) for method, each in configurations.items()]
+    return text_table("settings", ("method", *different), lines)
 
 
-def _plain(value: Any) -> str:
+def shown_shape(shaped: ShapedTable) -> Table:
+    """A table whose shape the ablation chose."""
+    return text_table("shaped", shaped.headers, shaped.lines, " ".join(shaped.notes))
+
+
+def plain(value: Any) -> str:
+    """A value as text, a number with six digits."""
     if value is None:
         return MISSING
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a minus being one and no hyphen."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def as_markdown(table: Table) -> str:
+    """The table as GitHub shows it."""
+    lines = [table.headings, ["---"] * len(table.headings)]
+    lines += [[line.name, *(cell.text for cell in line.cells)] for line in table.lines]
+    rows = ["| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines]
+    note = f"\n{table.note}\n" if table.note else ""
+    return "\n".join(rows) + "\n" + note
+
+
+def as_csv(table: Table) -> str:
+    """The table as plain numbers where it has numbers: each mean, and its deviation over seeds in a column of its own.
+
+    A figure that is missing is empty.
+    """
+    columns = list(zip(*(line.cells for line in table.lines), strict=True))
+    deviates = [any(cell.deviation is not None for cell in column) for column in columns]
+    headings = [table.headings[0]]
+    for heading, several in zip(table.headings[1:], deviates, strict=True):
+        headings += [heading, f"{heading}, deviation"] if several else [heading]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headings)
+    for line in table.lines:
+        values: list[str | float | None] = [line.name]
+        for cell, several in zip(line.cells, deviates, strict=True):
+            value = cell.key if cell.key is not None else "" if cell.text == MISSING else cell.text
+            values += [value, cell.deviation] if several else [value]
+        writer.writerow(values)
+    return text.getvalue()

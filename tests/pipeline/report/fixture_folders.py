@@ -20,6 +20,7 @@ from betakd_stages.settings import DistillSettings
 
 CATEGORIES = ("which", "even", "greater", "prime")
 NUM_QUESTIONS = 80
+DATA = "digits:transfer?label_noise=0.3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def write_run(
         {
             "student": "student",
             "cache": str(folder / f"seed-{seed}" / "cache"),
-            "data": "digits:transfer?label_noise=0.3",
+            "data": DATA,
             "seed": seed,
             "objective": {"energies": [] if traits.final_beta is None else ["fkl"]},
             "weighting": {"name": traits.weighting},
@@ -80,6 +81,9 @@ def write_run(
     (run / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), "utf-8")
     metrics = metric_rows(traits, num_steps, noise)
     write_lines(run / "metrics.jsonl", metrics)
+    timing = {"seconds_per_step": 0.01, "tokens_per_second": 900.0, "peak_memory_mib": 700}
+    write_lines(run / "timings.jsonl", [{"step": row["step"], **timing} for row in metrics])
+    write_lines(run / "probe.jsonl", probe_rows(traits, num_steps, noise))
     scores = write_evaluation(run / "evaluation", benchmark, traits.accuracy, noise)
     final = {key: value for key, value in metrics[-1].items() if key != "step" and value is not None}
     return ResultRow(
@@ -116,6 +120,34 @@ def metric_rows(traits: Method, num_steps: int, noise: list[int]) -> list[dict[s
             row |= {"beta/fkl/q10": beta / spread, "beta/fkl/q90": beta * spread}
             row["entropy_correlation/fkl"] = 0.5 * share * wobble if traits.weighting == "instance" else None
         rows.append(row)
+    return rows
+
+
+def probe_rows(traits: Method, num_steps: int, noise: list[int]) -> list[dict[str, Any]]:
+    """Rows of probe.jsonl at five moments: the student's entropy falls, weights follow the teacher's where they are
+    of samples, and log-probabilities come nearer to the teacher's."""
+    generator = np.random.default_rng([*noise, 3])
+    ids = [sample.sample_id for sample in benchmark_samples(DATA).samples[:20]]
+    teacher = generator.uniform(0.05, 1.0, len(ids))
+    rows = []
+    for share in (0.0, 0.1, 0.3, 0.6, 1.0):
+        student = 3.0 * (1 - share) + generator.uniform(0.1, 0.4, len(ids))
+        samples = {"sample_id": ids, "cross_entropy": student.tolist(), "teacher_entropy": teacher.tolist()}
+        samples["student_entropy"] = student.tolist()
+        if traits.final_beta is not None:
+            scale = 1.0 if traits.weighting == "fixed" else traits.final_beta**share
+            betas = scale * (1 + share * teacher) if traits.weighting == "instance" else np.full(len(ids), scale)
+            samples |= {"energy/fkl": (1.2 - share * teacher).tolist(), "beta/fkl": betas.tolist()}
+        compared = {
+            "num_entries": 8,
+            "teacher_mean": -3.0,
+            "student_mean": -3.0 + 2 * (1 - share),
+            "wasserstein_1": 2.25 - 2 * share,
+            "bin_edges": [-6.0, -4.0, -2.0, 0.0],
+            "teacher_counts": [0, 6, 2],
+            "student_counts": [0, 2, 6] if share < 1 else [0, 6, 2],
+        }
+        rows.append({"step": round(share * num_steps), "samples": samples, "log_probabilities": compared})
     return rows
 
 
@@ -163,7 +195,7 @@ def write_cache(folder: Path, seed: int) -> None:
     """A cache of which only the manifest is there: the report reads nothing else."""
     identity = {
         "teacher": {"model_type": "llava", "weights_sha256": f"{seed}" * 64},
-        "data": {"specification": "digits:transfer?label_noise=0.3", "num_samples": 2000},
+        "data": {"specification": DATA, "num_samples": 2000},
     }
     rules = CacheRules(token_rule=TokenRule(), vocabulary_size=34, feature_sizes={"vision": 64}, logit_moments=True)
     folder.mkdir(parents=True)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from tests.pipeline.report.fixture_folders import METHODS, make_scenario
 
+from betakd_pipe.report.categories import category_bars
 from betakd_pipe.report.curves import Panel, training_panels
+from betakd_pipe.report.method_table import method_table
+from betakd_pipe.report.records import read_runs, teacher_scores
 from betakd_pipe.report.samples import chosen_indices
 from betakd_pipe.report.styles import COLOURS, method_styles
-from betakd_pipe.report.tables import category_bars, difference_table, method_table
+from betakd_pipe.report.tables import difference_table
 
 STEPS = (10, 20, 30)
 
@@ -139,33 +142,36 @@ def test_methods_beyond_the_colours_differ_by_dashes() -> None:
 
 def test_the_settings_that_differ_are_set_side_by_side() -> None:
     table = difference_table({"ce": {"steps": 800, "seed": 0}, "task": {"steps": 800, "seed": 0, "weighting": "task"}})
-    assert table.titles == ("setting", "ce", "task")
-    assert table.lines == (("weighting", "–", "task"),)
+    assert table.headings == ("method", "weighting")
+    assert [(line.name, *(cell.text for cell in line.cells)) for line in table.lines] == [("ce", "–"), ("task", "task")]
 
 
 def test_bars_are_means_over_seeds_by_question_type(tmp_path: Path) -> None:
     scenario = make_scenario(tmp_path, num_steps=40, num_questions=40)
-    bars = category_bars(scenario)
+    runs = read_runs(scenario)
+    bars = category_bars(runs, list(teacher_scores(scenario).values()))
     assert bars is not None
+    assert bars.teacher is not None
     for method in METHODS:
         rows = [row.accuracy_by_category for row in scenario.rows if row.method == method]
         values = np.array([[row[category] for category in bars.categories] for row in rows])
         np.testing.assert_allclose(bars.means[method], values.mean(axis=0), rtol=1e-12)
         np.testing.assert_allclose(bars.deviations[method], values.std(axis=0, ddof=1), rtol=1e-12)
     one_type = [replace(row, accuracy_by_category={"which": 50.0}) for row in scenario.rows]
-    assert category_bars(replace(scenario, rows=one_type)) is None
+    assert category_bars(read_runs(replace(scenario, rows=one_type)), []) is None
 
 
-def test_channels_share_a_beta_column_unless_a_method_has_several(tmp_path: Path) -> None:
+def test_several_channels_share_a_column_of_weights_each_by_its_name(tmp_path: Path) -> None:
     scenario = make_scenario(tmp_path, seeds=(0,), num_steps=40, num_questions=12)
-    titles = [column.title for column in method_table(scenario).columns]
-    assert titles == ["accuracy", "validation", "agreement", "ECE", "final β", "time"]
-    several = replace(scenario.rows[1], metrics={"beta/fkl": 1.5, "beta/vision": 0.5})
-    table = method_table(replace(scenario, rows=[scenario.rows[0], several]))
-    assert [column.title for column in table.columns][3:] == ["ECE", "final β fkl", "final β vision", "time"]
-    texts = {line.method: [cell.text for cell in line.cells][3:] for line in table.lines}
-    assert texts["ce"][1:] == ["–", "–", "6.0"]
-    assert texts["fkl-fixed-1"][1:3] == ["1.50", "0.50"]
+    rows = [scenario.rows[0], replace(scenario.rows[1], metrics={"beta/fkl": 1.5, "beta/vision": 0.5})]
+    scenario = replace(scenario, rows=rows)
+    table = method_table(scenario, read_runs(scenario), {})
+    assert table.headings[-4:] == ("validation %", "agreement %", "ECE", "final β")
+    assert {line.name: line.cells[-1].text for line in table.lines} == {
+        "teacher": "–",
+        "ce": "–",
+        "fkl-fixed-1": "fkl 1.50, vision 0.50",
+    }
 
 
 def test_the_strip_of_accuracies_ends_at_multiples_of_five_around_all_seeds(tmp_path: Path) -> None:
@@ -173,6 +179,8 @@ def test_the_strip_of_accuracies_ends_at_multiples_of_five_around_all_seeds(tmp_
     rows = [replace(row, accuracy=accuracy) for row, accuracy in zip(scenario.rows, range(61, 69), strict=True)]
     for seed in (0, 1):
         (scenario.folder / f"seed-{seed}" / "teacher-evaluation").rename(scenario.folder / f"moved-{seed}")
-    table = method_table(replace(scenario, rows=rows))
-    assert (table.strip_start, table.strip_end) == (60, 70)
+    scenario = replace(scenario, rows=rows)
+    table = method_table(scenario, read_runs(scenario), {})
+    assert table.strip is not None
+    assert (table.strip.start, table.strip.end) == (60, 70)
     assert [dot.position for dot in table.lines[0].dots] == [10, 20]

@@ -1,6 +1,7 @@
 """The page as a reader's browser gets it: complete, self-contained, escaped, the same for the same inputs."""
 
 import base64
+import csv
 import html
 import io
 import json
@@ -63,7 +64,9 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> list[ReportScenario]:
 
 @pytest.fixture(scope="module")
 def page(scenarios: list[ReportScenario], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(tmp_path_factory.mktemp("out"), "Beta-KD", ["One sentence.", "Another."], scenarios)
+    return write_report(
+        tmp_path_factory.mktemp("out") / "report.html", "Beta-KD", ["One sentence.", "Another."], scenarios
+    )
 
 
 @pytest.fixture
@@ -142,41 +145,62 @@ def test_the_best_student_is_marked_and_the_teacher_never(page: Path, scenarios:
 
 
 def test_the_same_inputs_give_the_same_bytes(page: Path, scenarios: list[ReportScenario], tmp_path: Path) -> None:
-    again = write_report(tmp_path, "Beta-KD", ["One sentence.", "Another."], scenarios)
-    assert again.read_bytes() == page.read_bytes()
-    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert names == sorted(path.name for path in (page.parent / "figures").iterdir())
-    assert all((tmp_path / "figures" / n).read_bytes() == (page.parent / "figures" / n).read_bytes() for n in names)
+    again = write_report(tmp_path / "report.html", "Beta-KD", ["One sentence.", "Another."], scenarios[1:])
+    sections = [read(path).partition('<section id="D2">')[2] for path in (page, again)]
+    assert sections[0] == sections[1]
+    files = [sorted(path.relative_to(root) for path in root.rglob("D2-*")) for root in (page.parent, tmp_path)]
+    assert files[0] == files[1]
+    assert len(files[0]) > 20
+    assert all((page.parent / name).read_bytes() == (tmp_path / name).read_bytes() for name in files[0])
 
 
-def test_every_figure_is_in_the_page_and_lies_beside_it_as_png(page: Path) -> None:
+def test_every_figure_is_in_the_page_and_lies_beside_it_as_png_and_svg(page: Path) -> None:
     kinds = ["accuracy-by-type", "beta-fkl", "cross_entropy", "energy-fkl", "entropy_correlation-fkl"]
-    figures = sorted((page.parent / "figures").iterdir())
-    assert [path.stem for path in figures] == [f"{name}-{kind}" for name in ("D1", "D2") for kind in kinds]
-    for path in figures:
-        with Image.open(path) as image:
+    kinds += ["log-probabilities", "weight-by-entropy"]
+    names = [f"{name}-{kind}" for name in ("D1", "D2") for kind in kinds]
+    figures = page.parent / "figures"
+    assert sorted(path.name for path in figures.iterdir()) == sorted(
+        f"{name}{end}" for name in names for end in (".png", ".svg")
+    )
+    for name in names:
+        with Image.open(figures / f"{name}.png") as image:
             image.verify()
-    assert read(page).count("<figure>") == len(figures)
+        assert "<svg" in read(figures / f"{name}.svg")
+    assert read(page).count("<figure") == len(names)
 
 
-def test_labels_alone_leave_no_empty_figure_and_no_empty_column(small: ReportScenario, tmp_path: Path) -> None:
-    page = write_report(tmp_path, "CE", [], [small])
-    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+def test_every_table_lies_beside_the_page_as_markdown_and_csv(page: Path, scenarios: list[ReportScenario]) -> None:
+    kinds = ["caches", "cost", "distances", "methods", "quartiles", "runs", "settings", "weights"]
+    names = {f"{name}-{kind}{end}" for name in ("D1", "D2") for kind in kinds for end in (".md", ".csv")}
+    assert {path.name for path in (page.parent / "tables").iterdir()} == names
+    lines = read(page.parent / "tables" / "D1-methods.md").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["teacher", *METHODS]
+    rows = list(csv.DictReader(read(page.parent / "tables" / "D1-methods.csv").splitlines()))
+    accuracies = np.array([row.accuracy for row in scenarios[0].rows if row.method == "fkl-task"])
+    (found,) = [row for row in rows if row["method"] == "fkl-task"]
+    assert float(found["accuracy %"]) == pytest.approx(accuracies.mean(), rel=1e-12)
+    assert float(found["accuracy %, deviation"]) == pytest.approx(accuracies.std(ddof=1), rel=1e-12)
+
+
+def test_labels_alone_leave_no_empty_figure_and_no_empty_table(small: ReportScenario, tmp_path: Path) -> None:
+    (small.rows[0].run / "probe.jsonl").unlink()  # as of an older version
+    page = write_report(tmp_path / "report.html", "CE", [], [small])
+    figures = sorted(path.name for path in (tmp_path / "figures").glob("*.png"))
     assert figures == ["D1-accuracy-by-type.png", "D1-cross_entropy.png"]
-    assert "final β" not in read(page)
-    assert "final β" in read(write_report(tmp_path, "CE and KD", [], [small, make_scenario(tmp_path, "D2")]))
+    assert "What β did" not in read(page)
+    assert "Distance to the teacher" not in read(page)
 
 
 def test_an_ablation_without_teacher_evaluation_is_shown_without_teacher(small: ReportScenario, tmp_path: Path) -> None:
     shutil.rmtree(small.folder / "seed-0" / "teacher-evaluation")
-    text = read(write_report(tmp_path, "CE", [], [small]))
+    text = read(write_report(tmp_path / "report.html", "CE", [], [small]))
     assert 'class="teacher"' not in text
     assert "the teacher.</figcaption>" not in text
 
 
 def test_rows_of_the_teacher_are_only_listed_among_the_runs(small: ReportScenario, tmp_path: Path) -> None:
     teacher = replace(small.rows[0], method="teacher", run=small.folder / "seed-0" / "teacher", accuracy=12.34567)
-    text = read(write_report(tmp_path, "CE", [], [replace(small, rows=[teacher, *small.rows])]))
+    text = read(write_report(tmp_path / "report.html", "CE", [], [replace(small, rows=[teacher, *small.rows])]))
     assert text.count("12.3457") == 1
     assert "12.3 " not in text
 
@@ -196,7 +220,7 @@ def test_ampersands_and_angle_brackets_in_data_are_escaped(small: ReportScenario
     scores = {**row.accuracy_by_category, hostile: 50.0}
     shown = replace(row, method=hostile, accuracy_by_category=scores)
     scenario = replace(with_row(small, shown), name=hostile, description=hostile)
-    page = write_report(tmp_path, hostile, [hostile], [scenario])
+    page = write_report(tmp_path / "report.html", hostile, [hostile], [scenario])
     outline = Outline(read(page))
     assert not outline.open
     assert hostile in outline.text
@@ -207,7 +231,7 @@ def test_ampersands_and_angle_brackets_in_data_are_escaped(small: ReportScenario
 def test_sample_images_are_enlarged_without_smoothing(small: ReportScenario, tmp_path: Path) -> None:
     scores = json.loads(read(small.rows[0].run / "evaluation" / "scores.json"))
     images = {sample.sample_id: sample.image for sample in load_samples(scores["benchmark"])}
-    page = read(write_report(tmp_path, "CE", [], [small]))
+    page = read(write_report(tmp_path / "report.html", "CE", [], [small]))
     shown = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="the image of ([^"]+)"', page)
     assert len(shown) == 12
     for encoded, sample_id in shown:
@@ -229,14 +253,14 @@ def test_configurations_and_cache_identities_are_shown(page: Path, scenarios: li
 
 def test_the_page_says_so_where_a_cache_is_gone(small: ReportScenario, tmp_path: Path) -> None:
     shutil.rmtree(small.folder / "seed-0" / "cache")
-    assert "The cache is no longer at this path." in read(write_report(tmp_path, "CE", [], [small]))
+    assert "The cache is no longer at this path." in read(write_report(tmp_path / "report.html", "CE", [], [small]))
 
 
 def test_a_damaged_cache_manifest_is_an_error(small: ReportScenario, tmp_path: Path) -> None:
     manifest = small.folder / "seed-0" / "cache" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b"llava", b"other"))
     with pytest.raises(CacheError, match="does not match"):
-        write_report(tmp_path, "CE", [], [small])
+        write_report(tmp_path / "report.html", "CE", [], [small])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +270,7 @@ def test_a_missing_file_is_named(name: str, small: ReportScenario, tmp_path: Pat
     path = small.folder / "seed-0" / name
     path.unlink()
     with pytest.raises(ReportError) as error:
-        write_report(tmp_path, "CE", [], [small])
+        write_report(tmp_path / "report.html", "CE", [], [small])
     assert str(error.value) == (
         f"{path}: no such file, expected that of a finished run: run the ablation again, it goes on"
     )
@@ -256,14 +280,14 @@ def test_a_damaged_line_is_named(small: ReportScenario, tmp_path: Path) -> None:
     path = small.rows[0].run / "metrics.jsonl"
     path.write_text(read(path).replace('"step": 40', '"step": '), encoding="utf-8")
     with pytest.raises(ReportError, match=r"metrics.jsonl, line 2: not JSON \(Expecting value\): delete that run and"):
-        write_report(tmp_path, "CE", [], [small])
+        write_report(tmp_path / "report.html", "CE", [], [small])
 
 
 def test_predictions_on_other_questions_are_refused(small: ReportScenario, tmp_path: Path) -> None:
     path = small.rows[0].run / "evaluation" / "predictions.jsonl"
     path.write_text("".join(read(path).splitlines(keepends=True)[:-1]), encoding="utf-8")
     with pytest.raises(ReportError, match=r"answers other questions than .*teacher-evaluation, expected the same"):
-        write_report(tmp_path, "CE", [], [small])
+        write_report(tmp_path / "report.html", "CE", [], [small])
 
 
 def test_predictions_that_do_not_fit_the_benchmark_are_refused(small: ReportScenario, tmp_path: Path) -> None:
@@ -271,17 +295,17 @@ def test_predictions_that_do_not_fit_the_benchmark_are_refused(small: ReportScen
     path = small.rows[0].run / "evaluation" / "predictions.jsonl"
     path.write_text(read(path).replace("digits-test", "digits-other"), encoding="utf-8")
     with pytest.raises(ReportError, match=r"question .* is 'digits-other.*but the benchmark has 'digits-test"):
-        write_report(tmp_path, "CE", [], [small])
+        write_report(tmp_path / "report.html", "CE", [], [small])
 
 
 def test_a_scenario_without_rows_is_refused(small: ReportScenario, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="scenario D1: found no finished run, expected at least one: see why"):
-        write_report(tmp_path, "CE", [], [replace(small, rows=[])])
+        write_report(tmp_path / "report.html", "CE", [], [replace(small, rows=[])])
 
 
 def test_two_scenarios_of_one_name_are_refused(small: ReportScenario, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="found two scenarios called D1, expected different names: rename"):
-        write_report(tmp_path, "CE", [], [small, small])
+        write_report(tmp_path / "report.html", "CE", [], [small, small])
 
 
 def test_the_table_of_runs_has_the_columns_of_results_csv(page: Path, scenarios: list[ReportScenario]) -> None:

@@ -1,0 +1,77 @@
+"""A folder as a scenario of the report: that of an ablation, finished or not, or that of a single run."""
+
+import json
+from pathlib import Path
+
+from betakd_pipe.ablation.reading import read_ablation
+from betakd_pipe.ablation.rows import EVALUATION, ResultRow, training_seconds
+from betakd_pipe.ablation.run import SPEC
+from betakd_pipe.ablation.spec import AblationSpec, all_methods
+from betakd_pipe.config import read_layer
+from betakd_pipe.report.records import SCORES, ReportError, ReportScenario, read_scores
+from betakd_pipe.run_folder import CONFIG
+
+RESULT = "result.json"
+
+
+def read_scenario(folder: Path, baseline: str | None = None) -> ReportScenario:
+    """The scenario of a folder that `ablate` or `distill` wrote.
+
+    Raises ReportError for another folder and for a run without evaluation, ConfigError for a damaged configuration.
+    """
+    if (folder / SPEC).is_file():
+        return _of_ablation(folder, baseline)
+    if (folder / RESULT).is_file() and (folder / CONFIG).is_file():
+        return _of_run(folder, baseline)
+    raise ReportError(
+        f"{folder}: holds neither an ablation ({SPEC}) nor a finished run ({RESULT}): name a folder that betakd-pipe "
+        "ablate or distill wrote"
+    )
+
+
+def _of_ablation(folder: Path, baseline: str | None) -> ReportScenario:
+    spec, rows = read_ablation(folder)
+    return ReportScenario(
+        name=folder.resolve().name,
+        description=_description(spec),
+        rows=rows,
+        folder=folder,
+        num_planned=len(all_methods(spec)) * len(spec.seeds),
+        baseline=baseline,
+    )
+
+
+def _description(spec: AblationSpec) -> str:
+    def counted(number: int, what: str) -> str:
+        return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+    size = f"{counted(len(all_methods(spec)), 'method')}, {counted(len(spec.seeds), 'seed')}"
+    parts = [f"student {spec.student}" if spec.student else "", f"cache {spec.cache}" if spec.cache else ""]
+    benchmark = spec.evaluate.get("benchmark")
+    return "; ".join(
+        [size, *filter(None, [f"data {spec.data}", *parts, f"benchmark {benchmark}" if benchmark else ""])]
+    )
+
+
+def _of_run(folder: Path, baseline: str | None) -> ReportScenario:
+    evaluation = folder / EVALUATION
+    if not (evaluation / SCORES).is_file():
+        raise ReportError(
+            f"{folder}: has no {EVALUATION}/{SCORES}, expected the scores of this run: "
+            f"betakd-pipe evaluate {folder} --benchmark NAME --out {evaluation}"
+        )
+    scores = read_scores(evaluation)
+    metrics = json.loads((folder / RESULT).read_text(encoding="utf-8"))["metrics"]
+    name = folder.resolve().name
+    row = ResultRow(
+        method=name,
+        seed=read_layer(folder / CONFIG).values["seed"],
+        accuracy=scores["accuracy"],
+        accuracy_by_category=scores["accuracy_by_category"],
+        agreement=scores.get("agreement"),
+        expected_calibration_error=scores["expected_calibration_error"],
+        metrics=metrics,
+        seconds=training_seconds(folder),
+        run=folder,
+    )
+    return ReportScenario(name, "One run.", [row], folder, baseline=baseline)

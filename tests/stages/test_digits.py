@@ -1,5 +1,7 @@
 """The embedded dataset: real digits, right answers, splits that share nothing, noise where it was asked for."""
 
+import re
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -8,6 +10,7 @@ from betakd_stages.data import load_samples
 from betakd_stages.data.digits import SPLITS, DigitCard, possible_answers
 from betakd_stages.data.sample import Sample
 from betakd_stages.errors import DataError
+from betakd_stages.models.tiny import tiny_tokenizer
 
 
 def card(sample: Sample) -> DigitCard:
@@ -85,3 +88,58 @@ def test_a_wrong_specification_is_refused_in_one_line(specification: str, messag
         load_samples(specification)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sentence_answers_what_the_word_does_in_words_that_tell_yes_from_no() -> None:
+    words = load_samples("digits:transfer?label_noise=0.3&seed=2")
+    sentences = load_samples("digits:transfer?label_noise=0.3&seed=2&answers=sentence")
+    said = {
+        (sample.category, sample.turns[0].answer in ("yes", "no"), sentence.turns[0].answer.split()[0])
+        for sample, sentence in zip(words, sentences, strict=True)
+    }
+    assert {(category, first) for category, _, first in said} == {
+        ("which", "this"),
+        *((category, first) for category in ("even", "greater", "prime") for first in ("yes", "no")),
+        ("sum", "the"),
+    }
+    for sample, sentence in zip(words, sentences, strict=True):
+        assert sample.turns[0].answer in sentence.turns[0].answer.split()
+    vocabulary = tiny_tokenizer().get_vocab()
+    assert {word for sentence in sentences for word in sentence.turns[0].answer.split()} - {
+        str(number) for number in range(10, 19)
+    } <= vocabulary.keys()
+
+
+def test_confused_digits_are_answered_as_the_next_of_them_and_others_as_ever() -> None:
+    images = load_samples("digits:test?types=which")
+    confused = load_samples("digits:test?types=which+even&confused=2+4+7")
+    digits = {card(sample).first: sample.turns[0].answer for sample in images}
+    taken_for = {"2": "4", "4": "7", "7": "2"}
+    for sample in confused:
+        taken = taken_for.get(digits[card(sample).first], digits[card(sample).first])
+        right = taken if sample.category == "which" else {0: "yes", 1: "no"}[int(taken) % 2]
+        assert sample.turns[0].answer == right
+
+
+def test_random_labels_tell_nothing_of_the_digit() -> None:
+    clean = load_samples("digits:transfer?types=which+even")
+    random = load_samples("digits:transfer?types=which+even&random_labels=1")
+    right: dict[str, list[bool]] = {}
+    for before, after in zip(clean, random, strict=True):
+        right.setdefault(before.category, []).append(before.turns[0].answer == after.turns[0].answer)
+    # 500 questions of each type: three standard deviations are 4 and 6.7 points.
+    assert abs(np.mean(right["which"]) - 0.1) < 0.04
+    assert abs(np.mean(right["even"]) - 0.5) < 0.067
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("random_labels=2", "random_labels is 2.0: expected a share from 0 to 1"),
+        ("confused=3+x", "confused names 'x': expected digits joined by +, such as 2+4+7"),
+        ("answers=essay", "answers is 'essay': use one of word, sentence"),
+    ],
+)
+def test_options_of_a_wrong_value_are_refused(option: str, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_samples(f"digits:transfer?{option}")

@@ -38,7 +38,20 @@ OPTIONS: dict[str, Any] = {
     "pixel_noise": 0.25,
     "label_noise": 0.0,
     "noisy_types": (),
+    "random_labels": 0.0,
+    "confused": (),
+    "answers": "word",
 }
+ANSWERS = ("word", "sentence")
+PHRASES = {
+    "which": ("this digit is {}",) * 2,
+    "even": ("{} this digit is even", "{} even digit is this"),
+    "greater": ("{} this digit is greater than five", "{} digit greater than five is this"),
+    "prime": ("{} this digit is prime", "{} prime digit is this"),
+    "sum": ("the sum is {}",) * 2,
+    "larger": ("the larger digit is {}",) * 2,
+}
+"""An answer as a sentence, and as one that denies; in the words of the questions, so that no tokenizer grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +94,9 @@ def load_digits_samples(specification: DataSpecification) -> SampleSet:
     """The questions of one split.
 
     Options: types (of question, joined by +), count (0: all; else so many, drawn by seed), seed (of pixel noise, pairs,
-    labels), pixel_noise, label_noise (share of wrong labels), noisy_types (types with label noise; none: all).
-    Raises DataError for an unknown split, type or share.
+    labels), pixel_noise, label_noise (share of wrong labels), noisy_types (types with label noise; none: all),
+    random_labels (share of labels drawn from all possible ones), confused (digits, each taken for the next of them, the
+    last for the first), answers (word, or sentence). Raises DataError for an unknown split, type, digit or share.
     """
     if specification.argument not in SPLITS:
         raise DataError(f"digits has no split {specification.argument!r}: use one of {', '.join(SPLITS)}")
@@ -90,8 +104,14 @@ def load_digits_samples(specification: DataSpecification) -> SampleSet:
     for name in (*options["types"], *options["noisy_types"]):
         if name not in QUESTIONS:
             raise DataError(f"digits has no question type {name!r}: use some of {', '.join(QUESTIONS)}, joined by +")
-    if not 0 <= options["label_noise"] <= 1:
-        raise DataError(f"label_noise is {options['label_noise']}: expected a share from 0 to 1")
+    for name in ("label_noise", "random_labels"):
+        if not 0 <= options[name] <= 1:
+            raise DataError(f"{name} is {options[name]}: expected a share from 0 to 1")
+    for digit in options["confused"]:
+        if digit not in tuple("0123456789"):
+            raise DataError(f"confused names {digit!r}: expected digits joined by +, such as 2+4+7")
+    if options["answers"] not in ANSWERS:
+        raise DataError(f"answers is {options['answers']!r}: use one of {', '.join(ANSWERS)}")
     first, last = SPLITS[specification.argument]
     samples = [
         _sample(specification.argument, index, question_type, options)
@@ -112,17 +132,27 @@ def _sample(split: str, index: int, question_type: str, options: dict[str, Any])
     generator = np.random.default_rng((*noise_seed, 1))
     second = int(generator.integers(first, last)) if question_type in TWO_DIGIT_TYPES else -1
     _, digits = _digits()
-    answer = true_answer(question_type, int(digits[index]), int(digits[second]))
+    seen = {digit: digit for digit in range(10)} | _confusion(options["confused"])
+    answer = true_answer(question_type, seen[int(digits[index])], seen[int(digits[second])])
     noisy = not options["noisy_types"] or question_type in options["noisy_types"]
     if noisy and generator.random() < options["label_noise"]:
         others = [other for other in possible_answers(question_type) if other != answer]
         answer = others[int(generator.integers(len(others)))]
+    if generator.random() < options["random_labels"]:
+        answer = str(generator.choice(possible_answers(question_type)))
+    if options["answers"] == "sentence":
+        answer = PHRASES[question_type][answer == "no"].format(answer)
     return Sample(
         sample_id=f"digits-{split}-{index:04d}-{question_type}",
         image=DigitCard(index, second, card_size(options["types"]), options["pixel_noise"], noise_seed),
         turns=(Turn(QUESTIONS[question_type], answer),),
         category=question_type,
     )
+
+
+def _confusion(names: Sequence[str]) -> dict[int, int]:
+    """What each of these digits is taken for."""
+    return {int(name): int(names[(place + 1) % len(names)]) for place, name in enumerate(names)}
 
 
 def card_size(question_types: Sequence[str]) -> int:

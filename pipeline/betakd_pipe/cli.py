@@ -18,6 +18,7 @@ from betakd_pipe.cli_inspect import inspect_commands
 from betakd_pipe.cli_options import EXIT_FAILED, examples
 from betakd_pipe.cli_report import report_commands
 from betakd_pipe.cli_stages import stage_commands
+from betakd_pipe.cli_trust import trust_commands
 from betakd_pipe.cli_vision import vision_commands
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -38,6 +39,7 @@ app.add_typer(experiment_commands)
 app.add_typer(report_commands)
 app.add_typer(export_commands)
 app.add_typer(inspect_commands)
+cache_app.add_typer(trust_commands)
 app.add_typer(cache_app, name="cache")
 
 

@@ -71,7 +71,7 @@ def info(
     histograms = {name: fields.pop(name) for name in HISTOGRAMS}
     _show(fields, as_json)
     for name, histogram in histograms.items():
-        print("\n".join(_bars(HISTOGRAMS[name], histogram)))
+        print("\n".join(bars(HISTOGRAMS[name], histogram)))
 
 
 @cache_app.command(
@@ -249,7 +249,7 @@ def show_estimate(settings: "CacheTeacherSettings", num_scored: int = 32, as_jso
         )
 
 
-def _bars(title: str, histogram: Mapping[str, Any]) -> list[str]:
+def bars(title: str, histogram: Mapping[str, Any]) -> list[str]:
     """A histogram as text: a title with the mean, then one bar per bin; null is an open end."""
     counts, edges = histogram["counts"], [float("inf") if edge is None else edge for edge in histogram["edges"]]
     lines = [f"{title} (mean {histogram['mean']:.4g})"]

@@ -12,7 +12,13 @@ from betakd_pipe.model_card import write_card
 from betakd_pipe.run_folder import CARD, MODEL, check_configuration, run_folder
 from betakd_stages.errors import ConfigError
 from betakd_stages.progress import Progress, SilentProgress
-from betakd_stages.settings import CacheTeacherSettings, CacheVisionSettings, DistillSettings, EvaluateSettings
+from betakd_stages.settings import (
+    CacheTeacherSettings,
+    CacheVisionSettings,
+    DistillSettings,
+    EvaluateSettings,
+    TrustSettings,
+)
 
 if TYPE_CHECKING:
     from betakd_stages.caching.run import CacheSummary
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from betakd_stages.distillation.run import DistillSummary
     from betakd_stages.inspection import SampleView
     from betakd_stages.models.building import BuiltModel
+    from betakd_stages.trust.report import TrustReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,13 @@ def cache_teacher(
             )
         return cache_teacher_in_workers(settings, out, num_workers=num_workers, part=part, progress=progress)
     return stage(settings, out, part=part, overwrite=overwrite, progress=progress)
+
+
+def cache_trust(settings: TrustSettings, *, num_clashes: int = 10, progress: Progress) -> "TrustReport":
+    """How far the teacher of a cache can be believed; written beside the cache, or where the settings say."""
+    from betakd_stages.trust.run import fit_trust as stage
+
+    return stage(settings, num_clashes=num_clashes, progress=progress)
 
 
 def cache_vision(

@@ -161,11 +161,12 @@ def build_objective(
     its settings name another. Raises ConfigError for names or settings that do not exist.
     """
     teacher_features, student_feature_sizes = teacher_features or {}, student_feature_sizes or {}
+    gate = pick("weighting", WEIGHTINGS, weighting).confidence_gate
     built_energies: dict[str, Energy] = {}
     for name, settings in energies:
         if name in built_energies:
             raise ConfigError(f"energy {name!r} is named twice: name each energy once")
-        built_energies[name] = make_energy(name, semantics, **settings)
+        built_energies[name] = make_energy(name, semantics, **{"confidence_gate": gate, **settings})
     built_features = {}
     for feature in features:
         name, settings = (feature, {}) if isinstance(feature, str) else feature
@@ -189,12 +190,14 @@ def build_objective(
 def _input_names(
     weighting: str, names: Sequence[str] | None, teacher_features: Mapping[str, FeatureStatistics]
 ) -> Sequence[str]:
-    """The inputs named, or every pooled teacher feature the cache holds; none for a weighting that uses none."""
-    if pick("weighting", WEIGHTINGS, weighting).uses_inputs:
+    """The inputs named, or every pooled teacher feature the cache holds; the weighting's own where it has some."""
+    factory = pick("weighting", WEIGHTINGS, weighting)
+    if factory.uses_inputs and not factory.own_inputs:
         return tuple(teacher_features) if names is None else names
     if names:
-        raise ConfigError(f"weighting {weighting!r} takes no inputs, but {', '.join(names)} are named: name none")
-    return ()
+        taken = f"its own inputs ({', '.join(factory.own_inputs)})" if factory.own_inputs else "no inputs"
+        raise ConfigError(f"weighting {weighting!r} takes {taken}, but {', '.join(names)} are named: name none")
+    return factory.own_inputs
 
 
 def channel_names(energies: Iterable[str], features: Iterable[str]) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ class TeacherTargets:
     """int64 `[N]`, which sample of the batch each token belongs to."""
     num_samples: int
     """B; a sample may have no token."""
+    trust: Tensor | None = None
+    """float `[B]`, 0 to 1, how far the teacher can be believed on a sample; None where nothing needs it."""
 
     @classmethod
     def from_logits(

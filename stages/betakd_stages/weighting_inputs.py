@@ -9,11 +9,24 @@ from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureStatistics
 from betakd_stages.targets import TeacherTargets
 
+TRUST = "trust"
+
+
+def _trust(targets: TeacherTargets) -> Tensor:
+    if targets.trust is None:
+        raise ConfigError(
+            "weighting input 'trust' is not in the batch: give the targets how far the teacher can be believed, as "
+            "`betakd-pipe cache trust` fits it"
+        )
+    return targets.trust[targets.sample_index]
+
+
 SCALARS: dict[str, Callable[[TeacherTargets], Tensor]] = {
     "teacher_entropy": lambda targets: targets.entropy(),
     "gold_log_probability": lambda targets: targets.gold_log_probability(),
     "gold_probability": lambda targets: targets.gold_log_probability().exp(),
     "margin": lambda targets: targets.margin(),
+    TRUST: _trust,
 }
 """Per token `[N]`, averaged over the sample; of order one as they are, so not standardised."""
 
@@ -44,6 +57,11 @@ class WeightingInputs:
     def size(self) -> int:
         """F."""
         return self.mean.shape[0]
+
+    @property
+    def has_trust(self) -> bool:
+        """Whether the batches' targets have to say how far the teacher can be believed."""
+        return TRUST in self.scalars
 
     def __call__(
         self,

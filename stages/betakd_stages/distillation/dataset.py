@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -67,11 +68,13 @@ def make_collator(
     cache: TeacherCache | None,
     cache_indices: NDArray[np.int64] | None,
     *,
+    trust: NDArray[np.float32] | None = None,
     packing: bool = False,
 ) -> Callable[[list[tuple[int, EncodedSample]]], dict[str, Any]]:
     """The function that makes a batch: the encoder's tensors, sample_ids, and the cache's bytes as `teacher`.
 
-    `packing` puts the samples into one row behind each other, without padding.
+    `trust` `[len(cache)]`, of every record in the cache, goes with the records. `packing` puts the samples into one row
+    behind each other, without padding.
     """
 
     def collate(items: list[tuple[int, EncodedSample]]) -> dict[str, Any]:
@@ -80,7 +83,10 @@ def make_collator(
             batch = packed(batch)
         batch["sample_ids"] = [encoded.sample_id for _, encoded in items]
         if cache is not None and cache_indices is not None:
-            batch["teacher"] = cache.batch(cache_indices[[index for index, _ in items]])
+            records = cache_indices[[index for index, _ in items]]
+            batch["teacher"] = cache.batch(records)
+            if trust is not None:
+                batch["trust"] = torch.from_numpy(trust[records])
         return batch
 
     return collate

@@ -59,7 +59,8 @@ class Distiller(nn.Module):
             return CachedBatch(targets, {}, {})
         cached = decode_batch(batch["teacher"], self.manifest, rows.gold_ids.device)
         # The student's own labels: the same as the cache's, except where a control gives it other samples' records.
-        return dataclasses.replace(cached, targets=dataclasses.replace(cached.targets, gold_ids=rows.gold_ids))
+        targets = dataclasses.replace(cached.targets, gold_ids=rows.gold_ids, trust=batch.get("trust"))
+        return dataclasses.replace(cached, targets=targets)
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from betakd_cache import Manifest, TeacherCache, open_cache
@@ -31,6 +33,7 @@ from betakd_stages.models.loading import LoadedModel, load_encoder
 from betakd_stages.objective import Objective, build_objective
 from betakd_stages.processes import index_and_count, join_processes
 from betakd_stages.settings import DistillSettings
+from betakd_stages.trust.file import read_trust, require_trust, trust_path
 
 PACKABLE = ("llava", "mobilevlm")
 """Families whose positions are plain counts and whose attention is causal: where positions begin anew, samples do."""
@@ -96,12 +99,13 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
     cache_indices = matched.cache_indices
     if settings.control.shuffle_records and cache is not None:
         cache_indices = shuffled_within_lengths(matched, cache, settings.seed)
+    trust = trust_in_records(objective, settings, cache, cache_indices)
     sizes = grouping_sizes(matched.samples, settings.training.group_by)
     return Prepared(
         student=student,
         distiller=distiller,
         dataset=dataset,
-        collate=make_collator(encoder, cache, cache_indices, packing=settings.training.packing),
+        collate=make_collator(encoder, cache, cache_indices, trust=trust, packing=settings.training.packing),
         batches=RunBatches(len(dataset), shape, num_steps=total, process_index=index, seed=settings.seed, sizes=sizes),
         shape=shape,
         num_steps=total,
@@ -135,6 +139,21 @@ def _matched(settings: DistillSettings, cache: TeacherCache | None) -> MatchedSa
         own_prompts=settings.prompts == "own",
         targets=settings.targets,
     )
+
+
+def trust_in_records(
+    objective: Objective, settings: DistillSettings, cache: TeacherCache | None, cache_indices: NDArray[np.int64] | None
+) -> NDArray[np.float32] | None:
+    """The trust in every record of the cache `[len(cache)]`, known for those of these indices; None where the objective
+    needs none. Raises ConfigError or MismatchError where it is not to be had."""
+    if not objective.inputs.has_trust:
+        return None
+    if cache is None or cache_indices is None:
+        raise ConfigError("the weighting needs the trust in a teacher, but no cache is given: name one (--cache DIR)")
+    path = trust_path(cache.location, settings.trust)
+    trust = read_trust(path, cache, settings.data)
+    require_trust(path, trust, cache_indices, cache, settings.data)
+    return trust
 
 
 def open_cache_of(settings: DistillSettings) -> TeacherCache:

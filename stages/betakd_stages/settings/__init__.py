@@ -12,6 +12,7 @@ from betakd_stages.settings.objective import EnergySettings, FeatureSettings, Ob
 from betakd_stages.settings.selection import SelectionSettings
 from betakd_stages.settings.teacher import GenerationSettings, VllmSettings
 from betakd_stages.settings.training import TrainingSettings
+from betakd_stages.settings.trust import TrustSettings
 from betakd_stages.settings.vision import CacheVisionSettings
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SelectionSettings",
     "Settings",
     "TrainingSettings",
+    "TrustSettings",
     "VllmSettings",
     "WeightingSettings",
 ]

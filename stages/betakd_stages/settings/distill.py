@@ -29,6 +29,9 @@ class DistillSettings(Settings):
     staging_limit_gb: float | None = Field(
         default=None, gt=0, description="GB of shards kept there, all caches together; default: 68.7 (64 GiB)"
     )
+    trust: str | None = Field(
+        default=None, description="file of `cache trust`, for robust weighting; default: the one beside the cache"
+    )
     vision_cache: str | None = Field(
         default=None, description="folder of what cache-vision wrote: pixels are not read and the tower does not run"
     )

@@ -52,11 +52,12 @@ class WeightingSettings(Settings):
 
     name: str = Field(
         default="task",
-        description="fixed, manual (measured first), task (learned scalars), instance (a network), gradnorm, pcgrad",
+        description="fixed, manual (measured first), task (learned scalars), instance (a network), robust (trust from "
+        "the cache), gradnorm, pcgrad",
     )
     inputs: tuple[str, ...] | None = Field(
         default=None,
-        description="what instance weighting sees: cached features, teacher_entropy, margin, gold_probability, ...",
+        description="what instance weighting sees: cached features, teacher_entropy, margin, trust, ...",
     )
     learning_rate: float = Field(
         default=0.05,

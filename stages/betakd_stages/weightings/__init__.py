@@ -9,6 +9,7 @@ from betakd_stages.weightings.fixed import FixedWeighting
 from betakd_stages.weightings.gradients import GradientWeighting, GradNorm, PCGrad
 from betakd_stages.weightings.learned import REFERENCE_SETTINGS, InstanceWeighting, KendallWeighting, TaskWeighting
 from betakd_stages.weightings.manual import ManualWeighting
+from betakd_stages.weightings.robust import RobustWeighting
 
 WEIGHTINGS: dict[str, type[Weighting]] = {
     "fixed": FixedWeighting,
@@ -17,6 +18,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "kendall": KendallWeighting,
     "manual": ManualWeighting,
     "pcgrad": PCGrad,
+    "robust": RobustWeighting,
     "task": TaskWeighting,
 }
 

@@ -31,6 +31,10 @@ class Weighting(nn.Module, ABC):
 
     uses_inputs: ClassVar[bool] = False
     """Whether the weights depend on the inputs `[B, F]`; where not, F may be 0."""
+    own_inputs: ClassVar[tuple[str, ...]] = ()
+    """The inputs by name, where those are not for the user to choose."""
+    confidence_gate: ClassVar[float] = 0.0
+    """The power of the gate (p1 - p2)^power on every token, for energies that name none of their own."""
 
     def __init__(
         self,

@@ -1,0 +1,70 @@
+"""From pi, how likely a label came from the teacher, to the trust s, how much the teacher counts.
+
+Two steps. A group in which teacher and background together predict held-out labels no better than the background alone
+gets s = 0: nothing there shows that the teacher knows more than chance. Elsewhere pi is taken relative to the best of
+its group, because wrong labels, spread evenly, lower pi for a perfect teacher too:
+    s = clip((pi / reference - 0.3) / 0.4, 0, 1),  reference = max(0.2, weighted 90 % quantile of pi),
+weighted by the teacher's margin, so that samples of which the teacher itself is unsure do not set the standard.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from betakd_stages.trust.evidence import Evidence, Floats
+from betakd_stages.trust.groups import Groups
+
+REFERENCE_SHARE = 0.9
+LEAST_REFERENCE = 0.2
+NO_TRUST, FULL_TRUST = 0.3, 0.7
+"""Of pi relative to the reference: s rises from 0 to 1 between these."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """How the teacher does in a group."""
+
+    skill: float
+    """Mean nats per sample that teacher and background predict held-out labels better than the background alone."""
+    reference: float
+    """pi of the best; see the module."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the teacher shows any skill."""
+        return self.skill > 0
+
+
+def skills(pi: Floats, evidence: Evidence) -> NDArray[np.float64]:
+    """Nats `[S]` that a sample's label is likelier under the mixture than under the background."""
+    share = pi.astype(np.float64).clip(1e-9, 1 - 1e-9)[:, None]
+    teacher, background = evidence.teacher.astype(np.float64), evidence.background.astype(np.float64)
+    mixture = np.logaddexp(np.log(share) + teacher, np.log1p(-share) + background)
+    return (mixture - background).sum(axis=1)
+
+
+def score_groups(pi: Floats, evidence: Evidence, groups: Groups) -> list[GroupScore]:
+    """One score per group."""
+    skill = skills(pi, evidence)
+    scores = []
+    for number in range(len(groups.names)):
+        members = groups.members(number)
+        reference = weighted_quantile(pi[members], evidence.margin[members], REFERENCE_SHARE)
+        scores.append(GroupScore(float(skill[members].mean()), max(LEAST_REFERENCE, reference)))
+    return scores
+
+
+def trust_of(pi: Floats, groups: Groups, scores: list[GroupScore]) -> Floats:
+    """s `[S]`, 0 to 1."""
+    reference = np.array([score.reference for score in scores])[groups.of_sample]
+    is_trusted = np.array([score.is_trusted for score in scores])[groups.of_sample]
+    relative = (pi / reference - NO_TRUST) / (FULL_TRUST - NO_TRUST)
+    return np.where(is_trusted, relative.clip(0, 1), 0).astype(np.float32)
+
+
+def weighted_quantile(values: Floats, weights: Floats, share: float) -> float:
+    """The least value such that values up to it hold this share of the weight; of values alike where none has any."""
+    order = np.argsort(values, kind="stable")
+    total = np.cumsum((weights if weights.max() > 0 else np.ones_like(weights))[order], dtype=np.float64)
+    return float(values[order][np.searchsorted(total, share * total[-1])])

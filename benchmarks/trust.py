@@ -1,7 +1,7 @@
 """Whether trust fitted to the cache helps where teachers are wrong: students by every weighting, on digits.
 
     python benchmarks/trust.py [--scenarios D1,D2,D3,D4,D6,clean] [--seeds 5] [--first-seed 0] [--answers word]
-                               [--quick] [--out FOLDER] [--json FILE]
+                               [--weights 0.3,1,3,10,30] [--quick] [--out FOLDER] [--json FILE]
 
 Teachers, caches and students are those of the demo (280 steps of 64 samples). Weights, where a method says "tuned", are
 chosen per scenario by the mean accuracy on the validation part, whose labels are as noisy as those of the transfer
@@ -29,7 +29,6 @@ from betakd_pipe.demo import RECIPE
 from betakd_pipe.progress import terminal_progress
 from betakd_pipe.scenarios import SCENARIOS, TEACHER_STEPS, Scenario, filled_in, prepare_all
 
-WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0)
 QUICK_STEPS = 60
 TUNED = {"fixed": "fixed, tuned", "robust": "robust, tuned"}
 Scores = dict[str, list[float]]
@@ -42,6 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--answers", choices=["word", "sentence"], default="word")
+    parser.add_argument("--weights", default="0.3,1,3,10,30", help="among which tuned methods choose; 10 among them")
     parser.add_argument("--quick", action="store_true", help="short runs of students and teachers: nothing converges")
     parser.add_argument("--out", type=Path, default=Path("trust"), help="folder of the runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
@@ -50,41 +50,44 @@ def main() -> None:
     scenarios = [
         dataclasses.replace(SCENARIOS[name], answers=arguments.answers) for name in arguments.scenarios.split(",")
     ]
-    rows = measure(scenarios, seeds, arguments.out, arguments.quick)
+    weights = [float(weight) for weight in arguments.weights.split(",")]
+    rows = measure(scenarios, seeds, weights, arguments.out, arguments.quick)
     for scenario in scenarios:
         show(scenario, [row for row in rows if row["scenario"] == scenario.name])
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(scenarios: Sequence[Scenario], seeds: Sequence[int], out: Path, quick: bool) -> list[dict[str, Any]]:
+def measure(
+    scenarios: Sequence[Scenario], seeds: Sequence[int], weights: Sequence[float], out: Path, quick: bool
+) -> list[dict[str, Any]]:
     """One row per scenario and method."""
     progress = terminal_progress()
     prepare_all(scenarios, out, seeds, QUICK_STEPS if quick else TEACHER_STEPS, progress)
-    ablations = [ablation(scenario, out / scenario.name, seeds, quick) for scenario in scenarios]
+    ablations = [ablation(scenario, out / scenario.name, seeds, weights, quick) for scenario in scenarios]
     results = run_ablations(ablations, progress=progress)
     rows = []
     for scenario, result in zip(scenarios, results, strict=True):
         if result.failures:
             raise SystemExit("\n".join(f"{run} failed: {reason}" for run, reason in result.failures.items()))
-        rows += [{"scenario": scenario.name, **row} for row in compared(result.rows)]
+        rows += [{"scenario": scenario.name, **row} for row in compared(result.rows, weights)]
     return rows
 
 
-def ablation(scenario: Scenario, folder: Path, seeds: Sequence[int], quick: bool) -> Ablation:
+def ablation(scenario: Scenario, folder: Path, seeds: Sequence[int], weights: Sequence[float], quick: bool) -> Ablation:
     """Every method in one scenario, trained as in the demo."""
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     values = {
         **filled_in(scenario, folder),
         "seeds": list(seeds),
         "base.training": recipe["base"]["training"],
-        "methods": methods(recipe["methods"]),
+        "methods": methods(recipe["methods"], weights),
     }
     steps = [f"base.training.steps={QUICK_STEPS}"] if quick else []
     return Ablation(load_settings(AblationSpec, None, values, steps), folder)
 
 
-def methods(of_demo: dict[str, Any]) -> dict[str, Any]:
+def methods(of_demo: dict[str, Any], weights: Sequence[float]) -> dict[str, Any]:
     """Settings by name: labels alone, the demo's learned weights, and every given weight, fixed and by trust."""
     given = {
         f"{name}-{weight:g}": {
@@ -92,12 +95,12 @@ def methods(of_demo: dict[str, Any]) -> dict[str, Any]:
             "weighting": {"name": name, "options": {"beta": weight}},
         }
         for name in TUNED
-        for weight in WEIGHTS
+        for weight in weights
     }
     return {"ce": of_demo["ce"], "task": of_demo["fkl-task"], "instance": of_demo["fkl-instance"], **given}
 
 
-def compared(results: Sequence[ResultRow]) -> list[dict[str, Any]]:
+def compared(results: Sequence[ResultRow], weights: Sequence[float]) -> list[dict[str, Any]]:
     """One row per method that is reported, tuned ones by the weight that validation chose."""
     test, validation = (
         {
@@ -106,7 +109,7 @@ def compared(results: Sequence[ResultRow]) -> list[dict[str, Any]]:
         }
         for figure in (lambda row: row.accuracy, lambda row: row.validation_accuracy)
     )
-    chosen = {name: best_weight(validation, name) for name in TUNED}
+    chosen = {name: best_weight(validation, name, weights) for name in TUNED}
     reported = {"ce": "ce", "task": "task", "instance": "instance", "robust-10": "robust-10"}
     reported |= {title: f"{name}-{chosen[name]:g}" for name, title in TUNED.items()}
     return [
@@ -122,9 +125,9 @@ def compared(results: Sequence[ResultRow]) -> list[dict[str, Any]]:
     ]
 
 
-def best_weight(validation: Scores, name: str) -> float:
+def best_weight(validation: Scores, name: str, weights: Sequence[float]) -> float:
     """The weight with the largest mean accuracy on the validation part, the least of several."""
-    means = {weight: statistics.fmean(validation[f"{name}-{weight:g}"]) for weight in WEIGHTS}
+    means = {weight: statistics.fmean(validation[f"{name}-{weight:g}"]) for weight in weights}
     return max(means, key=lambda weight: (means[weight], -weight))
 
 

@@ -69,7 +69,7 @@ def _on_the_weights(rows: Mapping[str, Sequence[ResultRow]]) -> str:
         tuned = _mean(of, "fkl-fixed-tuned")
         gaps = ", ".join(
             f"{method.removeprefix('fkl-')} {_mean(of, method) - tuned:+.1f}"
-            for method in ("fkl-task", "fkl-instance", "fkl-instance-entropy")
+            for method in ("fkl-task", "fkl-instance", "fkl-instance-entropy", "fkl-robust")
         )
         parts.append(f"{name} {gaps}")
     return f"Beta-KD against the tuned fixed weight, in points: {'; '.join(parts)}."

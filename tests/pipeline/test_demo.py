@@ -12,9 +12,9 @@ import pytest
 from betakd_pipe.ablation.rows import ResultRow
 from betakd_pipe.ablation.spec import plan_run
 from betakd_pipe.cli import main
-from betakd_pipe.demo import SCENARIOS, _ablation, added_method
+from betakd_pipe.demo import _ablation, added_method
 from betakd_pipe.demo_results import conclusions
-from betakd_stages.data import load_samples
+from betakd_pipe.scenarios import DEMO_SCENARIOS
 from betakd_stages.energies import ENERGIES
 from betakd_stages.settings import DistillSettings
 from betakd_stages.weightings import WEIGHTINGS
@@ -32,6 +32,7 @@ ACCURACIES = {
     "fkl-task": 84.0,
     "fkl-instance": 70.0,
     "fkl-instance-entropy": 86.5,
+    "fkl-robust": 84.5,
 }
 
 
@@ -42,7 +43,8 @@ def test_the_sentences_report_wins_and_losses_alike() -> None:
         "the teacher beats the labels and the control loses, so it is the cache that helps."
     )
     assert second == (
-        "Beta-KD against the tuned fixed weight, in points: D1 task -1.0, instance -15.0, instance-entropy +1.5."
+        "Beta-KD against the tuned fixed weight, in points: D1 task -1.0, instance -15.0, instance-entropy +1.5, "
+        "robust -0.5."
     )
 
 
@@ -58,20 +60,9 @@ def test_what_speaks_against_the_cache_is_said_too(method: str, accuracy: float,
     assert conclusions(rows)[0].endswith(end)
 
 
-def test_the_scenarios_are_noisy_where_they_say_and_clean_in_the_test_split() -> None:
-    d1, d2 = SCENARIOS
-    for scenario in SCENARIOS:
-        for split in ("teacher", "transfer", "validation"):
-            load_samples(scenario.data(split, 0))
-    assert "label_noise" not in d1.data("teacher", 0)
-    assert "label_noise=0.3" in d1.data("validation", 0)
-    assert "noisy_types=which+even" in d2.data("transfer", 0)
-    assert "noisy_types=greater+prime" in d2.data("teacher", 0)
-
-
 def demo_methods(folder: Path, added: dict[str, Any]) -> dict[str, DistillSettings]:
     """The settings of every method of the demo's first scenario."""
-    spec = _ablation(SCENARIOS[0], folder, [0], quick=True, added=added).spec
+    spec = _ablation(DEMO_SCENARIOS[0], folder, [0], quick=True, added=added).spec
     return {method: plan_run(spec, folder, method, 0).settings for method in spec.methods}
 
 

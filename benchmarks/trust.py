@@ -76,12 +76,12 @@ def measure(
 
 def ablation(scenario: Scenario, folder: Path, seeds: Sequence[int], weights: Sequence[float], quick: bool) -> Ablation:
     """Every method in one scenario, trained as in the demo."""
-    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    demo = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     values = {
         **filled_in(scenario, folder),
         "seeds": list(seeds),
-        "base.training": recipe["base"]["training"],
-        "methods": methods(recipe["methods"], weights),
+        "recipe": demo["recipe"],
+        "methods": methods(demo["methods"], weights),
     }
     steps = [f"base.training.steps={QUICK_STEPS}"] if quick else []
     return Ablation(load_settings(AblationSpec, None, values, steps), folder)

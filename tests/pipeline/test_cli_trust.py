@@ -55,6 +55,7 @@ def test_a_student_learns_by_it(world: World, cache: Path, tmp_path: Path, capsy
     assert main(distill) == 0
     metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
     assert 0 <= metrics["beta/fkl"] <= 10
+    assert main(["inspect", str(tmp_path / "run")]) == 0
 
 
 def test_data_of_another_cache_are_one_line(world: World, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

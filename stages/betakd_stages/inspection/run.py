@@ -11,7 +11,7 @@ from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
 from betakd_stages.distillation.dataset import EncodedSamples, make_collator
 from betakd_stages.distillation.distiller import Distiller, load_weights
 from betakd_stages.distillation.matching import match_cache
-from betakd_stages.distillation.preparation import build_student_objective, open_cache_of
+from betakd_stages.distillation.preparation import build_student_objective, open_cache_of, trust_in_records
 from betakd_stages.distillation.run import MODEL_FOLDER, WEIGHTING
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import ConfigError, DataError
@@ -52,7 +52,7 @@ def inspect_samples(
     load_weights(objective, run / WEIGHTING)
     distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, manifest).eval()
     dataset = EncodedSamples(samples, student.encoder, sha256, answers)
-    collate = make_collator(student.encoder, cache, places)
+    collate = make_collator(student.encoder, cache, places, trust=trust_in_records(objective, settings, cache, places))
     return [
         _view(distiller, student.encoder, sample, collate([dataset[place]]), dataset[place][1], num_guesses)
         for place, sample in enumerate(samples)

@@ -15,6 +15,12 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file of sett
 Recipe = Annotated[
     str | None, typer.Option("--recipe", help="Settings by name (betakd-pipe recipes); a file and flags win over them.")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="ADDRESS", help="As tasks on a Ray cluster: auto (the one running here), local, or HOST:PORT."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what it will cost, and write nothing.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeat for more.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -12,6 +12,7 @@ from betakd_pipe.cli_options import (
     DryRun,
     FeatureDtype,
     Features,
+    Ray,
     Recipe,
     Set,
     Targets,
@@ -40,6 +41,7 @@ stage_commands = typer.Typer()
         "betakd-pipe cache-teacher --config cache.yaml --out cache --targets generate --set generation.temperature=1.0",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --part 0/2  (beside 1/2)",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --workers 2",
+        "betakd-pipe cache-teacher --config cache.yaml --out s3://bucket/cache --workers 64 --ray auto",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --features vision:grid:4x4",
         "betakd-pipe cache-teacher --config cache.yaml --out cache --features vision:tokens,prompt --vision-focus 16",
         "betakd-pipe cache-teacher --teacher teacher --data digits:transfer --out cache --set shard_samples=256",
@@ -64,6 +66,7 @@ def cache_teacher(
     vision_focus: VisionFocus = None,
     part: Annotated[str, typer.Option(metavar="I/N", help="One of N processes that fill a cache together.")] = "0/1",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share this call's work, one per GPU.")] = 1,
+    ray: Ray = None,
     require_grounding: Annotated[
         bool, typer.Option("--require-grounding", help="Stop, not warn, where the teacher hardly looks at images.")
     ] = False,
@@ -94,7 +97,7 @@ def cache_teacher(
         return
     piece, progress = part_of_work(part), terminal_progress()
     summary = stage_runs.cache_teacher(
-        settings, out, part=piece, num_workers=workers, overwrite=overwrite, progress=progress
+        settings, out, part=piece, num_workers=workers, ray=ray, overwrite=overwrite, progress=progress
     )
     print(f"{out}: {_describe(summary)}")
     if piece != (0, 1):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from betakd_pipe.cluster.caching import cache_teacher_on_ray
 from betakd_pipe.export import Export
 from betakd_pipe.export import export as export_run
 from betakd_pipe.launch import is_first_process
@@ -56,19 +57,24 @@ def cache_teacher(
     *,
     part: tuple[int, int] = (0, 1),
     num_workers: int = 1,
+    ray: str | None = None,
     overwrite: bool,
     progress: Progress,
 ) -> "CacheSummary":
-    """What is in the cache after stage one; the cache is its own record and needs no run folder."""
+    """What is in the cache after stage one; the cache is its own record and needs no run folder.
+
+    The workers are processes of this machine, or tasks on the Ray cluster at the address `ray`.
+    """
     from betakd_stages.caching.run import cache_teacher as stage
     from betakd_stages.caching.workers import cache_teacher_in_workers
 
     _hide_bars_of_transformers()
+    if overwrite and (num_workers > 1 or ray is not None):
+        several = f"--workers {num_workers}" if ray is None else f"--ray {ray}"
+        raise ConfigError(f"{several} and --overwrite: several writers cannot overwrite {out}; remove it first")
+    if ray is not None:
+        return cache_teacher_on_ray(settings, str(out), ray, num_workers=num_workers, part=part, progress=progress)
     if num_workers > 1:
-        if overwrite:
-            raise ConfigError(
-                f"--workers {num_workers} and --overwrite: several writers cannot overwrite {out}; remove it first"
-            )
         return cache_teacher_in_workers(settings, out, num_workers=num_workers, part=part, progress=progress)
     return stage(settings, out, part=part, overwrite=overwrite, progress=progress)
 

@@ -9,6 +9,7 @@ from betakd_stages.settings.caching import CacheTeacherSettings
 from betakd_stages.settings.distill import ControlSettings, DistillSettings
 from betakd_stages.settings.evaluation import EvaluateSettings
 from betakd_stages.settings.objective import EnergySettings, FeatureSettings, ObjectiveSettings, WeightingSettings
+from betakd_stages.settings.ray import RaySettings
 from betakd_stages.settings.selection import SelectionSettings
 from betakd_stages.settings.teacher import GenerationSettings, VllmSettings
 from betakd_stages.settings.training import TrainingSettings
@@ -26,6 +27,7 @@ __all__ = [
     "FeatureSettings",
     "GenerationSettings",
     "ObjectiveSettings",
+    "RaySettings",
     "SelectionSettings",
     "Settings",
     "TrainingSettings",

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from betakd_stages.feature_layouts import parse_feature
 from betakd_stages.settings.base import MAX_LENGTH, Settings
+from betakd_stages.settings.ray import RaySettings
 from betakd_stages.settings.teacher import GenerationSettings, VllmSettings
 
 
@@ -63,6 +64,7 @@ class CacheTeacherSettings(Settings):
     )
     max_rejected: int = Field(default=0, ge=0, description="samples that may fail (bad image, NaN) before stopping")
     precision: Literal["fp32", "bf16"] = "fp32"
+    ray: RaySettings = RaySettings()
 
     @field_validator("temperatures")
     @classmethod

@@ -53,24 +53,26 @@ def cache_teacher_on_ray(
             done = _follow(tasks, board, shown)
         finally:
             progress.finish()
-    return summary(out, any(complete for complete, _ in done), sum(num_new for _, num_new in done))
+    return summary(out, any(complete for complete, _ in done.values()), shown.num_new(done))
 
 
 def work_on_part(
     settings: CacheTeacherSettings, out: str, part: tuple[int, int], progress: "PartProgress"
 ) -> tuple[bool, int]:
-    """A task: whether the cache was complete when this part was, and how many records are new."""
+    """A task: whether the cache was complete when this part was, and how many samples the part has behind it."""
     from transformers.utils import logging
 
     from betakd_stages.caching.run import cache_teacher
 
     logging.disable_progress_bar()
     found = cache_teacher(settings, out, part=part, progress=progress)
-    return found.is_complete, found.num_new
+    return found.is_complete, progress.before + found.num_new
 
 
-def _follow(tasks: Mapping[Future[tuple[bool, int]], str], board: Board, shown: "_Shown") -> list[tuple[bool, int]]:
-    """What all tasks returned. Raises UserError for the first that fails."""
+def _follow(
+    tasks: Mapping[Future[tuple[bool, int]], str], board: Board, shown: "_Shown"
+) -> dict[str, tuple[bool, int]]:
+    """What all tasks returned, by name. Raises UserError for the first that fails."""
     pending = set(tasks)
     while pending:
         ended, pending = wait(pending, timeout=REPORTING_EVERY_S, return_when=FIRST_EXCEPTION)
@@ -81,7 +83,7 @@ def _follow(tasks: Mapping[Future[tuple[bool, int]], str], board: Board, shown: 
                 raise UserError(f"{tasks[future]}: {error}") from None
             if error is not None:
                 raise error
-    return [future.result() for future in tasks]
+    return {name: future.result() for future, name in tasks.items()}
 
 
 class PartProgress:
@@ -89,11 +91,11 @@ class PartProgress:
 
     def __init__(self, board: Board, name: str) -> None:
         self._board, self._name = board, name
-        self._before = self._now = 0
+        self.before = self._now = 0
         self._reported_s = 0.0
 
     def start(self, description: str, total: int, done: int = 0) -> None:
-        self._before = self._now = done
+        self.before = self._now = done
         self._report()
 
     def advance(self, num_units: int = 1, **shown: float | str) -> None:
@@ -106,7 +108,7 @@ class PartProgress:
 
     def _report(self) -> None:
         self._reported_s = time.monotonic()
-        self._board.report(self._name, (self._before, self._now))
+        self._board.report(self._name, (self.before, self._now))
 
 
 class _Shown:
@@ -115,12 +117,14 @@ class _Shown:
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
+        self._before: dict[str, int] = {}
         self._now: dict[str, int] = {}
         progress.start(ACTIVITY, total)
 
     def update(self, values: Mapping[str, tuple[int, int]]) -> None:
         """Show what the parts reported last: how much was there when each began, and how much is there now."""
         fresh = {name: before for name, (before, _) in values.items() if name not in self._now}
+        self._before |= fresh
         self._now |= fresh
         if found := sum(fresh.values()):
             self._done += found
@@ -130,3 +134,7 @@ class _Shown:
         self._now |= now
         self._done += num_new
         self._progress.advance(num_new)
+
+    def num_new(self, done: Mapping[str, tuple[bool, int]]) -> int:
+        """The records of this call, those of lost tasks included, from what each part has behind it at its end."""
+        return sum(num_behind - self._before[name] for name, (_, num_behind) in done.items())

@@ -8,7 +8,7 @@ import pytest
 
 
 class LocalCluster:
-    """Nodes of one core each, each with Ray's own daemon and workers; `address` is what --ray takes."""
+    """Nodes with Ray's own daemon and workers each; `address` is what --ray takes."""
 
     def __init__(self, folder: str) -> None:
         from ray.cluster_utils import Cluster
@@ -19,8 +19,8 @@ class LocalCluster:
         )
         self.address: str = self._cluster.address
 
-    def add_node(self) -> Any:
-        return self._cluster.add_node(num_cpus=1)
+    def add_node(self, num_cpus: int = 1) -> Any:
+        return self._cluster.add_node(num_cpus=num_cpus)
 
     def lose(self, node: Any) -> None:
         """Kill a node with all its workers, as a power cut does."""
@@ -31,18 +31,13 @@ class LocalCluster:
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[LocalCluster]:
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # sockets have short paths
+def cluster() -> Iterator[LocalCluster]:
+    """A head and two nodes of one core; a test that loses a node adds one of its own."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # the paths of sockets must be short
         cluster = LocalCluster(folder)
-        yield cluster
-        cluster.shutdown()
-
-
-@pytest.fixture
-def cluster(head: LocalCluster) -> Iterator[LocalCluster]:
-    """The cluster with two nodes."""
-    nodes = [head.add_node(), head.add_node()]
-    yield head
-    for node in nodes:
-        if node.any_processes_alive():
-            head.lose(node)
+        try:
+            cluster.add_node()
+            cluster.add_node()
+            yield cluster
+        finally:
+            cluster.shutdown()

@@ -53,7 +53,7 @@ def test_a_cluster_that_loses_a_worker_writes_the_cache_of_one_process(
     assert 1 <= killed.committed.count(b"\n") < 5, "the kill came too late to lose anything"
     assert b"complete" not in killed.committed
     printed = capsys.readouterr()
-    assert printed.out.startswith(f"{out}: 48 samples (")
+    assert printed.out.splitlines()[-1].startswith(f"{out}: 48 samples (48 new), ")
     assert "teacher: 48/48" in printed.err
     assert_equal_caches(out, whole)
     found = diff(out, whole)

@@ -1,12 +1,14 @@
 """The command that makes many runs from one cache into one table."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from betakd_pipe.cli_options import EXIT_FAILED, Debug, Set, comma_separated, examples
+from betakd_pipe.cli_options import EXIT_FAILED, Debug, Ray, Set, comma_separated, examples
+from betakd_stages.errors import ConfigError
 
 ablation_commands = typer.Typer()
 
@@ -17,6 +19,7 @@ ablation_commands = typer.Typer()
         "betakd-pipe ablate paper-table-2 --recipe mobilevlm-v2-scienceqa --student MobileVLM_V2-1.7B --cache cache "
         "--data scienceqa:DIR?split=train --benchmark scienceqa=DIR --seeds 0,1,2 --out table-2",
         "betakd-pipe ablate spec.yaml --out ablation --jobs 2 --set base.training.steps=100 --dry-run",
+        "betakd-pipe ablate spec.yaml --out ablation --ray auto",
         "betakd-pipe recipes paper-table-2 > mine.yaml",
     )
 )
@@ -37,6 +40,7 @@ def ablate(
         int | None, typer.Option(min=1, help="Runs at a time; default: the GPUs, or the cores where there is none.")
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a run is tried again that died or met a bug.")] = 1,
+    ray: Ray = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and what they will cost, and write nothing.")
     ] = False,
@@ -55,18 +59,28 @@ def ablate(
     ablation = Ablation(settings, out)
     if dry_run:
         return _show_plan(ablation, jobs)
-    return _run(ablation, jobs, retries)
+    if ray is not None and jobs is not None:
+        raise ConfigError(
+            f"--ray {ray} and --jobs {jobs}: a cluster runs as many at a time as fit, by ray.num_gpus and "
+            "ray.num_cpus: leave out --jobs"
+        )
+    return _run(ablation, jobs, retries, ray)
 
 
-def _run(ablation: Any, jobs: int | None, retries: int) -> int:
+def _run(ablation: Any, jobs: int | None, retries: int, ray: str | None) -> int:
+    from betakd_pipe.ablation.execution import Slots
     from betakd_pipe.ablation.live import terminal_display
     from betakd_pipe.ablation.rows import RESULTS
     from betakd_pipe.ablation.run import run_ablations
     from betakd_pipe.ablation.shaped import TABLE_MARKDOWN, print_shaped, shaped_table
     from betakd_pipe.ablation.table import print_table
+    from betakd_pipe.cluster.ablation import ray_slots
 
     display = terminal_display()
-    (result,) = run_ablations([ablation], jobs=jobs, retries=retries, progress=display, watch=display)
+    opened = Slots if ray is None else partial(ray_slots, ray, ablation.spec.ray, ablation.out)
+    (result,) = run_ablations(
+        [ablation], jobs=jobs, retries=retries, progress=display, watch=display, open_executor=opened
+    )
     if ablation.spec.table is None:
         print_table(result.rows)
     else:

@@ -125,6 +125,7 @@ def verify(
     epilog=examples(
         "betakd-pipe cache estimate --teacher teacher --data digits:transfer",
         "betakd-pipe cache estimate --config cache.yaml --top-k 16 --samples 100",
+        "betakd-pipe cache estimate --config cache.yaml --workers 64",
         "betakd-pipe cache estimate --config cache.yaml --features vision:tokens,prompt --feature-dtype int8",
     )
 )
@@ -140,6 +141,7 @@ def estimate(
     features: Features = None,
     feature_dtype: FeatureDtype = None,
     vision_focus: VisionFocus = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with a GPU, that will share the work.")] = 1,
     config: Config = None,
     set_: Set = None,
     as_json: Json = False,
@@ -153,7 +155,7 @@ def estimate(
     flags["temperatures"] = comma_separated("--temperatures", temperatures, float)
     flags |= feature_flags(features, feature_dtype, vision_focus) | {"targets": names_in(targets)}
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or ())
-    show_estimate(settings, samples, as_json)
+    show_estimate(settings, num_scored=samples, num_parts=workers, as_json=as_json)
 
 
 @cache_app.command(
@@ -234,12 +236,14 @@ def _show(fields: Mapping[str, Any], as_json: bool) -> None:
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
 
 
-def show_estimate(settings: "CacheTeacherSettings", num_scored: int = 32, as_json: bool = False) -> None:
+def show_estimate(
+    settings: "CacheTeacherSettings", *, num_scored: int = 32, num_parts: int = 1, as_json: bool = False
+) -> None:
     """Print what stage one will cost."""
     from betakd_pipe.progress import terminal_progress
     from betakd_stages.caching.estimation import estimate as estimate_cost
 
-    found = estimate_cost(settings, num_scored=num_scored, progress=terminal_progress())
+    found = estimate_cost(settings, num_scored=num_scored, num_parts=num_parts, progress=terminal_progress())
     _show(found.to_json(), as_json)
     if found.features_dominate and not as_json:
         share = found.bytes_per_sample["features"] / found.bytes_per_sample["all"]

@@ -93,7 +93,7 @@ def cache_teacher(
     flags["require_grounding"] = require_grounding or None
     settings = load_settings(CacheTeacherSettings, config, flags, set_ or (), recipe)
     if dry_run:
-        show_estimate(settings)
+        show_estimate(settings, num_parts=part_of_work(part)[1] * workers)
         return
     piece, progress = part_of_work(part), terminal_progress()
     summary = stage_runs.cache_teacher(

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -75,6 +75,16 @@ def num_slots(jobs: int | None, gpus: Sequence[str]) -> int:
 def _share(num_slots: int) -> int:
     """The cores of each."""
     return max(1, (os.cpu_count() or 1) // num_slots)
+
+
+class Executor(Protocol):
+    """What executes runs: `Slots` on this machine, or tasks on a cluster."""
+
+    def execute(self, runs: Sequence[PlannedRun], watch: Watch) -> None:
+        """Execute the runs and call `watch.ended` once for each, whatever became of it."""
+
+
+OpenExecutor = Callable[[LoadStages, Execution], AbstractContextManager[Executor]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,15 @@ from typing import Any
 
 import yaml
 
-from betakd_pipe.ablation.execution import Execution, Failure, SilentWatch, Slots, Watch, stopped_by_sigterm
+from betakd_pipe.ablation.execution import (
+    Execution,
+    Failure,
+    OpenExecutor,
+    SilentWatch,
+    Slots,
+    Watch,
+    stopped_by_sigterm,
+)
 from betakd_pipe.ablation.rows import ResultRow, read_row, write_results
 from betakd_pipe.ablation.shaped import shaped_table, write_shaped
 from betakd_pipe.ablation.spec import AblationSpec, PlannedRun, TuneSettings, all_methods, candidate_name, plan_run
@@ -84,8 +92,10 @@ def run_ablations(
     progress: Progress,
     watch: Watch | None = None,
     load_stages: LoadStages = load_stages,
+    open_executor: OpenExecutor = Slots,
 ) -> list[AblationResult]:
-    """The results of several ablations, done by one set of `jobs` worker processes (default: one per GPU or core).
+    """The results of several ablations, done by one set of `jobs` worker processes (default: one per GPU or core), or
+    by what `open_executor` opens.
 
     Writes spec.yaml, results.csv, table.md, table.csv and tuned.json into the folder of each. Raises ConfigError before
     anything runs if a spec is wrong, and Interrupted where SIGTERM stopped it; a run that fails is recorded in the
@@ -110,15 +120,15 @@ def run_ablations(
     try:
         with (
             stopped_by_sigterm(lambda: f"with {recorder.num_done} of {num_runs} runs done"),
-            Slots(load_stages, how) as slots,
+            open_executor(load_stages, how) as executor,
         ):
-            slots.execute(missing, recorder)
+            executor.execute(missing, recorder)
             for book in books:
                 book.runs += _tuned_runs(book.ablation, outcomes, book.result)
             num_done = recorder.num_done
             missing = _missing_runs(books, recorder)
             progress.advance(recorder.num_done - num_done)
-            slots.execute(missing, recorder)
+            executor.execute(missing, recorder)
     finally:
         progress.finish()
     for book in books:

@@ -35,7 +35,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 from betakd_pipe.config import Layer, nested, read_layer, resolve
 from betakd_pipe.recipes import recipe_path
 from betakd_stages.errors import ConfigError
-from betakd_stages.settings import DistillSettings, EvaluateSettings, Settings
+from betakd_stages.settings import DistillSettings, EvaluateSettings, RaySettings, Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -95,6 +95,7 @@ class AblationSpec(Settings):
     axes: dict[str, dict[str, dict[str, Any]]] = Field(default={}, description="axis to variants to settings")
     grid: dict[str, tuple[Any, ...]] = Field(default={}, description="dotted key to values")
     own_processes: bool = Field(default=False, description="no run after another in a process: its memory is its own")
+    ray: RaySettings = RaySettings()
     table: TableSettings | None = Field(default=None, description="how table.md and table.csv look")
 
     @field_validator("seeds", "grid")

@@ -1,13 +1,12 @@
 """Stage one as tasks on a Ray cluster, one for each part of the cache."""
 
-import time
 from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from betakd_cache import CacheError
-from betakd_pipe.cluster.ray_pool import Board, ray_pool
+from betakd_pipe.cluster.ray_pool import REPORTING_EVERY_S, Board, Reporter, ray_pool
 from betakd_stages.errors import UserError
 from betakd_stages.progress import Progress
 from betakd_stages.settings import CacheTeacherSettings
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from betakd_stages.caching.run import CacheSummary
 
 ACTIVITY = "teacher"
-REPORTING_EVERY_S = 1.0
 
 
 def cache_teacher_on_ray(
@@ -86,29 +84,22 @@ def _follow(
     return {name: future.result() for future, name in tasks.items()}
 
 
-class PartProgress:
+class PartProgress(Reporter):
     """The progress of a task, written on a board: how much was there when it began, and how much is there now."""
 
-    def __init__(self, board: Board, name: str) -> None:
-        self._board, self._name = board, name
-        self.before = self._now = 0
-        self._reported_s = 0.0
+    before = 0
+    _now = 0
 
     def start(self, description: str, total: int, done: int = 0) -> None:
         self.before = self._now = done
-        self._report()
+        self.report((self.before, self._now), now=True)
 
     def advance(self, num_units: int = 1, **shown: float | str) -> None:
         self._now += num_units
-        if time.monotonic() - self._reported_s >= REPORTING_EVERY_S:
-            self._report()
+        self.report((self.before, self._now))
 
     def finish(self) -> None:
-        self._report()
-
-    def _report(self) -> None:
-        self._reported_s = time.monotonic()
-        self._board.report(self._name, (self.before, self._now))
+        self.report((self.before, self._now), now=True)
 
 
 class _Shown:

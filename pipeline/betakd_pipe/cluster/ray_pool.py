@@ -1,8 +1,8 @@
 """Tasks on a Ray cluster, as an executor like those of `concurrent.futures`; the only module that imports ray.
 
 Ray chooses where and when a task runs, gives it its GPUs, and runs it again where its worker or node was lost. Tasks
-must therefore be such that a second run goes on where the first one ended, as stage one and runs do. All nodes share
-the folder of the command and the folder of the results.
+must therefore be such that a second run goes on where the first one ended, as stage one and runs do. Each has a process
+of its own. All nodes share the folder of the command and the folder of the results.
 """
 
 import importlib.util
@@ -11,6 +11,7 @@ import platform
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ CONNECTING_S = 10.0
 STOPPING_S = 60.0
 """What the tasks of a command that is interrupted may take for their last shard or checkpoint."""
 WATCHING_EVERY_S = 5.0
+REPORTING_EVERY_S = 1.0
+"""How often tasks say how far they are."""
 
 
 class ClusterError(UserError):
@@ -135,7 +138,7 @@ class RayPool(Executor):
 
         self._asked, self._max_retries = asked, max_retries
         self._place = (folder, marker)
-        self._task = ray.remote(**asked, max_retries=max_retries)(_in_place)
+        self._task = ray.remote(**asked, max_retries=max_retries, max_calls=1)(_in_place)
         self._pending: dict[ray.ObjectRef[Any], Future[Any]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -228,6 +231,19 @@ class Board:
 
         values: dict[str, Any] = ray.get(self._actor.values.remote())
         return values
+
+
+class Reporter:
+    """A task's way to write one value on a board, now and then."""
+
+    def __init__(self, board: Board, key: str) -> None:
+        self._board, self._key, self._reported_s = board, key, 0.0
+
+    def report(self, value: Any, *, now: bool = False) -> None:
+        """Write the value, if `now` or if the last one is old enough."""
+        if now or time.monotonic() - self._reported_s >= REPORTING_EVERY_S:
+            self._reported_s = time.monotonic()
+            self._board.report(self._key, value)
 
 
 class _Values:

@@ -48,6 +48,13 @@ class Estimate:
     total_bytes: int
     seconds_per_sample: float
     hours: float
+    """Of one process, without loading the teacher."""
+    num_parts: int
+    """The fields below are of parts that processes with a GPU each write at the same time."""
+    samples_per_part: int
+    bytes_per_part: int
+    hours_per_part: float
+    """Loading the teacher included: from start to end, where all parts run at once."""
     peak_memory_bytes: int
     """Of this process, with whole windows of samples prepared and a whole shard of records pending."""
     peak_device_memory_bytes: int | None
@@ -58,7 +65,9 @@ class Estimate:
         return dataclasses.asdict(self)
 
 
-def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: Progress) -> Estimate:
+def estimate(
+    settings: CacheTeacherSettings, *, num_scored: int = 32, num_parts: int = 1, progress: Progress
+) -> Estimate:
     """What `cache_teacher` with these settings will need. Raises what it would raise, and keeps nothing."""
     if num_scored < 1:
         raise ConfigError(f"{num_scored} samples to score: expected at least 1")
@@ -66,7 +75,9 @@ def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: 
     wanted = samples_for(samples[: settings.limit], settings.targets)
     places = np.linspace(0, len(wanted) - 1, min(num_scored, len(wanted))).round().astype(int)
     chosen = [wanted[place] for place in places.tolist()]
+    start_s = time.perf_counter()
     teacher = open_teacher(settings)
+    loading_s = time.perf_counter() - start_s
     encoders = preparing_encoders(settings, teacher)
     first = teacher.encoder.encode(chosen[0])
     teacher.score([first])  # the first call prepares kernels and memory
@@ -80,23 +91,36 @@ def estimate(settings: CacheTeacherSettings, *, num_scored: int = 32, progress: 
             seconds = time.perf_counter() - start_s
             writer.complete()
         progress.finish()
-        return _extrapolate(open_cache(Path(folder) / "cache"), settings, len(wanted), seconds, window_bytes)
+        work = Work(len(wanted), num_parts, loading_s, seconds, window_bytes)
+        return _extrapolate(open_cache(Path(folder) / "cache"), settings, work)
 
 
-def _extrapolate(
-    cache: TeacherCache, settings: CacheTeacherSettings, num_samples: int, seconds: float, window_bytes: int
-) -> Estimate:
-    """The estimate for `num_samples`, of a cache of some of them that took `seconds`."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What there is to do, and what the samples that were scored took."""
+
+    num_samples: int
+    num_parts: int
+    loading_s: float
+    scoring_s: float
+    window_bytes: int
+
+
+def _extrapolate(cache: TeacherCache, settings: CacheTeacherSettings, work: Work) -> Estimate:
+    """The estimate of the whole work, from the cache of the samples that were scored."""
+    num_samples = work.num_samples
     num_scored = len(cache)
     shard_samples = min(settings.shard_samples, cache.manifest.rules.max_shard_samples)
-    num_shards = math.ceil(num_samples / shard_samples)
+    samples_per_part = math.ceil(num_samples / work.num_parts)
+    num_shards = work.num_parts * math.ceil(samples_per_part / shard_samples)
     sizes = _bytes_by_group(cache)
     num_shards_scored = len(cache.shard_ranges())
     per_sample = {name: size / num_scored for name, size in sizes.items() if name != "metadata"}
     per_sample["metadata"] = sizes["metadata"] / num_shards_scored * num_shards / num_samples
     tokens = cache.manifest.counts.num_tokens / num_scored
     whole = sum(per_sample.values())
-    pending_bytes = _record_bytes(cache) / num_scored * min(shard_samples, num_samples)
+    seconds_per_sample = work.scoring_s / num_scored
+    pending_bytes = _record_bytes(cache) / num_scored * min(shard_samples, samples_per_part)
     peaks = [torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count())]
     return Estimate(
         num_scored=num_scored,
@@ -106,11 +130,15 @@ def _extrapolate(
         bytes_per_sample=per_sample | {"all": whole},
         features_dominate=per_sample["features"] > sum(per_sample[name] for name in GROUPS if name != "features"),
         total_bytes=round(whole * num_samples),
-        seconds_per_sample=seconds / num_scored,
-        hours=seconds / num_scored * num_samples / 3600,
+        seconds_per_sample=seconds_per_sample,
+        hours=seconds_per_sample * num_samples / 3600,
+        num_parts=work.num_parts,
+        samples_per_part=samples_per_part,
+        bytes_per_part=round(whole * samples_per_part),
+        hours_per_part=(work.loading_s + seconds_per_sample * samples_per_part) / 3600,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         + round(pending_bytes)
-        + window_bytes,
+        + work.window_bytes,
         peak_device_memory_bytes=max(peaks, default=None),
     )
 

@@ -232,8 +232,6 @@ def _notes(spec: AblationSpec, settings: TableSettings, rows: Sequence[ResultRow
         asked = spec.evaluate.get("benchmark", "")
         benchmarks = [asked] if isinstance(asked, str) else asked
         if not any(name.startswith(paper.benchmark) for name in benchmarks):
-            notes.append(
-                f"Ours is {', '.join(benchmarks)}: other models and other data than the paper's, of which only the order"
-            )
-            notes[-1] += " of methods can be compared."
+            others = "other models and other data than the paper's, of which only the order of methods can be compared."
+            notes.append(f"Ours is {', '.join(benchmarks)}: {others}")
     return [*notes, *([settings.note] if settings.note else [])]

@@ -17,7 +17,7 @@ ablation_commands = typer.Typer()
     epilog=examples(
         "betakd-pipe ablate spec.yaml --cache cache --student student --data digits:transfer --out ablation",
         "betakd-pipe ablate paper-table-2 --recipe mobilevlm-v2-scienceqa --student MobileVLM_V2-1.7B --cache cache "
-        "--data scienceqa:DIR?split=train --benchmark scienceqa=DIR --seeds 0,1,2 --out table-2",
+        "--data scienceqa:DIR?split=train --benchmark scienceqa=DIR?split=test --seeds 0,1,2 --out table-2",
         "betakd-pipe ablate spec.yaml --out ablation --jobs 2 --set base.training.steps=100 --dry-run",
         "betakd-pipe ablate spec.yaml --out ablation --ray auto",
         "betakd-pipe recipes paper-table-2 > mine.yaml",

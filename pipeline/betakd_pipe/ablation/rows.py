@@ -35,7 +35,8 @@ class ResultRow:
     accuracy_by_category: Mapping[str, float]
     agreement: float | None
     """Share of the teacher's answers that the student gives too; None without a reference."""
-    expected_calibration_error: float
+    expected_calibration_error: float | None
+    """None where the answers have no confidence."""
     metrics: Mapping[str, float]
     """The final metrics of stage two."""
     seconds: float
@@ -106,7 +107,8 @@ def result_row(
 ) -> ResultRow:
     """The row of a run from the scores of its evaluation and the final metrics of stage two.
 
-    Of several benchmarks the first gives the row's own figures; the numbers of each are in `scores`, as `pope.mean_f1`.
+    Of several benchmarks the first gives the row's own figures and all numbers with plain names; the numbers of each
+    are in `scores` with its name, as `pope.mean_f1`.
     """
     timings = _timings(run.folder)
     first = next(iter(scores["benchmarks"].values())) if "benchmarks" in scores else scores
@@ -117,11 +119,11 @@ def result_row(
         accuracy=first["accuracy"],
         accuracy_by_category=first["accuracy_by_category"],
         agreement=first.get("agreement"),
-        expected_calibration_error=first["expected_calibration_error"],
+        expected_calibration_error=first.get("expected_calibration_error"),
         metrics=metrics,
         seconds=seconds,
         run=run.folder,
-        scores=_further_numbers(scores),
+        scores=_further_numbers({**first, **scores}),
         seconds_per_step=seconds / timings[-1]["step"],
         peak_memory_mib=_peak(timings, "peak_memory_mib"),
         peak_gpu_memory_mib=_peak(timings, "peak_gpu_memory_mib"),

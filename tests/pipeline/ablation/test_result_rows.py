@@ -40,4 +40,10 @@ def test_of_several_benchmarks_the_first_leads_and_all_have_their_numbers(tmp_pa
     assert (row.accuracy, row.agreement, row.accuracy_by_category) == (40.0, 70.0, {"all": 40.0})
     assert row.figure("six_benchmark_average") == 61.0
     assert (row.figure("gqa.accuracy"), row.figure("gqa.open")) == (40.0, 20.0)
+    assert row.figure("open") == 20.0
     assert (row.figure("pope.accuracy"), row.figure("pope.mean_f1")) == (80.0, 85.0)
+
+
+def test_answers_without_confidence_have_no_calibration_error(tmp_path: Path) -> None:
+    scores = {name: value for name, value in scored(50.0).items() if name != "expected_calibration_error"}
+    assert row_of(tmp_path, scores).expected_calibration_error is None

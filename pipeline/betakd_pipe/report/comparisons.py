@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_pipe.report.records import ReportError, Run, Runs
+from betakd_stages.evaluation.bootstrap import NUM_RESAMPLES, resampled_sums
 
 MANUAL = "manual"
-NUM_RESAMPLES = 10_000
 SEED = 0
 SIGNIFICANT = 0.05
 
@@ -95,12 +95,9 @@ def paired_bootstrap_over_seeds(differences: NDArray[np.float64]) -> tuple[float
     Source: Owen 2007, "The pigeonhole bootstrap"; interval and p-value as in Efron and Tibshirani 1993, chapter 13.
     """
     num_seeds, num_questions = differences.shape
-    generator = np.random.default_rng(SEED)
-    # Questions with the same outcome in every seed are drawn as one: how often, and not which.
-    patterns, counts = np.unique(differences, axis=1, return_counts=True)
-    drawn_questions = generator.multinomial(num_questions, counts / num_questions, size=NUM_RESAMPLES)
-    drawn_seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=NUM_RESAMPLES)
-    means = ((drawn_questions @ patterns.T) * drawn_seeds).sum(axis=1) / (num_seeds * num_questions)
+    sums = resampled_sums(differences.T, np.zeros(num_questions, dtype=np.int64), SEED, NUM_RESAMPLES)  # [R, S]
+    drawn = np.random.default_rng([SEED, 1]).multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), NUM_RESAMPLES)
+    means = (sums * drawn).sum(axis=1) / (num_seeds * num_questions)
     low, high = np.quantile(means, [0.025, 0.975])
     smaller_side = min((means <= 0).sum(), (means >= 0).sum())
     return float(low), float(high), min(1.0, 2 * (int(smaller_side) + 1) / (NUM_RESAMPLES + 1))

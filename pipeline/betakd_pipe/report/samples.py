@@ -85,10 +85,10 @@ def sample_cards(scenario: ReportScenario, runs: Runs) -> "Cards":
 
 def _samples_of(evaluation: Path) -> "tuple[SampleSet | None, str]":
     """The questions of an evaluation, to show their images; where they are gone, why there are none."""
-    from betakd_stages.data import load_samples  # imports Pillow
+    from betakd_stages.evaluation.benchmarks import load_benchmark  # imports Pillow
 
     try:
-        return load_samples(read_scores(evaluation)["benchmark"]), ""
+        return load_benchmark(read_scores(evaluation)["benchmark"]).samples, ""
     except DataError as error:
         return None, f"Images are not shown: {error}"
 

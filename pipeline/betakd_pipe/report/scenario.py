@@ -1,14 +1,16 @@
 """A folder as a scenario of the report: that of an ablation, finished or not, or that of a single run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from betakd_pipe.ablation.reading import read_ablation
 from betakd_pipe.ablation.rows import EVALUATION, ResultRow, training_seconds
 from betakd_pipe.ablation.run import SPEC
+from betakd_pipe.ablation.shaped import shaped_table
 from betakd_pipe.ablation.spec import AblationSpec, all_methods
 from betakd_pipe.config import read_layer
-from betakd_pipe.report.records import SCORES, ReportError, ReportScenario, read_scores
+from betakd_pipe.report.records import SCORES, ReportError, ReportScenario, ShapedTable, read_scores
 from betakd_pipe.run_folder import CONFIG
 
 RESULT = "result.json"
@@ -38,7 +40,16 @@ def _of_ablation(folder: Path, baseline: str | None) -> ReportScenario:
         folder=folder,
         num_planned=len(all_methods(spec)) * len(spec.seeds),
         baseline=baseline,
+        shaped=_shaped(spec, rows),
     )
+
+
+def _shaped(spec: AblationSpec, rows: Sequence[ResultRow]) -> ShapedTable | None:
+    """The table that the spec asks for; None where it asks for none."""
+    if spec.table is None:
+        return None
+    table = shaped_table(spec, rows)
+    return ShapedTable(table.title, table.headers, table.lines, table.notes)
 
 
 def _description(spec: AblationSpec) -> str:

@@ -12,9 +12,13 @@ RUN_NOTE = (
     "that a process ever held, on the host since it began, which with one worker for many runs is that of the largest."
 )
 CACHE_NOTE = (
-    "The teacher’s seconds are those of all processes that wrote the cache, loading left out; a run’s share is that "
-    "time divided by the runs shown here that read it."
+    "The teacher’s seconds are those of all processes that wrote the cache, loading left out; caches of older versions "
+    "and in object stores have none. A run’s share is that time divided by the runs shown here that read the cache."
 )
+
+
+SESSIONS = ".sessions.jsonl"
+"""Beside a cache, as betakd_stages.caching.sessions names it, which would load torch."""
 
 
 def run_cost_table(runs: Runs) -> Table:
@@ -76,7 +80,7 @@ def _cache_line(path: str, manifest: Manifest, num_readers: int) -> Line:
 
 def teacher_seconds(cache: Path) -> float | None:
     """The seconds that writing the cache took, of all processes together; None where that was not noted."""
-    path = cache / "sessions.jsonl"
+    path = Path(f"{cache}{SESSIONS}")
     if not path.is_file():
         return None
     sessions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

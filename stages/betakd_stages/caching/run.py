@@ -15,6 +15,7 @@ from typing import Any
 from betakd_cache import CacheWriter, TeacherRecord, info
 from betakd_stages.caching.batching import PreparedSample, length_buckets, prepared_windows
 from betakd_stages.caching.grounding import check_grounding
+from betakd_stages.caching.sessions import noted_session
 from betakd_stages.caching.written_rows import count_written
 from betakd_stages.data import load_samples
 from betakd_stages.data.asked import samples_for
@@ -77,7 +78,9 @@ def cache_teacher(
         encoders = preparing_encoders(settings, teacher)
         progress.start("teacher", total=len(wanted), done=len(wanted) - len(missing))
         try:
-            num_new = score_all(missing, teacher, encoders, writer, settings, progress)
+            is_first = part == (0, 1) and not stored
+            with noted_session(out, part, is_first=is_first) if missing else contextlib.nullcontext():
+                num_new = score_all(missing, teacher, encoders, writer, settings, progress)
         finally:
             writer.flush()
             progress.finish()

@@ -4,11 +4,13 @@
 
 `betakd-pipe ablate --jobs 1` of so many runs (one method, a seed each) against the sum of as many `betakd-pipe distill`
 commands with the same settings, each a process that is timed alone. Which of the two goes first alternates from round
-to round. The ablation evaluates every student as well, which `distill` does not.
+to round. The ablation evaluates every student as well, which `distill` does not. CPU seconds of all processes stand
+beside the wall-clock's: on a machine that others use they tell more.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -62,14 +64,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
     for round_number in range(arguments.rounds):
         out = folder / f"round-{round_number}"
         kinds = ["ablate", "distill"] if round_number % 2 == 0 else ["distill", "ablate"]
-        seconds = {
-            kind: ablate_seconds(settings, out, arguments.runs)
-            if kind == "ablate"
-            else distill_seconds(settings, out, arguments.runs)
-            for kind in kinds
-        }
-        ratio = seconds["ablate"] / seconds["distill"]
-        rows.append({"round": round_number, "first": kinds[0], "runs": arguments.runs, **seconds, "ratio": ratio})
+        row: dict[str, Any] = {"round": round_number, "first": kinds[0], "runs": arguments.runs}
+        for kind in kinds:
+            commands = COMMANDS[kind](settings, out, arguments.runs)
+            row[f"{kind}_s"], row[f"{kind}_cpu_s"] = seconds_of(commands)
+        row["ratio"] = row["ablate_s"] / row["distill_s"]
+        row["cpu_ratio"] = row["ablate_cpu_s"] / row["distill_cpu_s"]
+        rows.append(row)
     return rows
 
 
@@ -82,8 +83,8 @@ def prepared(folder: Path) -> dict[str, Any]:
     return {"student": str(student), "cache": str(folder / "cache"), "data": DATA, "weighting.name": "instance"}
 
 
-def ablate_seconds(settings: dict[str, Any], out: Path, num_runs: int) -> float:
-    """Seconds of one ablation of so many seeds."""
+def ablation(settings: dict[str, Any], out: Path, num_runs: int) -> list[list[str]]:
+    """The command of one ablation of so many seeds."""
     inputs = {"student", "cache", "data"}
     spec = {key: settings[key] for key in inputs} | {
         "recipe": "digits",
@@ -94,15 +95,16 @@ def ablate_seconds(settings: dict[str, Any], out: Path, num_runs: int) -> float:
     out.mkdir(exist_ok=True)
     (out / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
     others = [f"base.{key}={value}" for key, value in settings.items() if key not in inputs]
-    return seconds_of(["ablate", str(out / "spec.yaml"), "--jobs", "1", "--out", str(out / "ablation"), *sets(others)])
+    return [["ablate", str(out / "spec.yaml"), "--jobs", "1", "--out", str(out / "ablation"), *sets(others)]]
 
 
-def distill_seconds(settings: dict[str, Any], out: Path, num_runs: int) -> float:
-    """Seconds of so many commands, one after the other."""
+def single_runs(settings: dict[str, Any], out: Path, num_runs: int) -> list[list[str]]:
+    """So many commands, one after the other."""
     flags = ["distill", "--recipe", "digits", *sets([f"{key}={value}" for key, value in settings.items()])]
-    return sum(
-        seconds_of([*flags, "--seed", str(seed), "--out", str(out / f"distill-{seed}")]) for seed in range(num_runs)
-    )
+    return [[*flags, "--seed", str(seed), "--out", str(out / f"distill-{seed}")] for seed in range(num_runs)]
+
+
+COMMANDS = {"ablate": ablation, "distill": single_runs}
 
 
 def sets(assignments: Sequence[str]) -> list[str]:
@@ -110,19 +112,31 @@ def sets(assignments: Sequence[str]) -> list[str]:
     return [part for assignment in assignments for part in ("--set", assignment)]
 
 
-def seconds_of(arguments: Sequence[str]) -> float:
-    """The wall-clock time of a command of betakd-pipe. Raises CalledProcessError where it fails."""
-    start_s = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "betakd_pipe", *arguments], check=True, capture_output=True)
-    return time.perf_counter() - start_s
+def seconds_of(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """Seconds of the clock and of the CPU that commands of betakd-pipe took, one after the other.
+
+    Raises CalledProcessError where one fails.
+    """
+    start_s, start_cpu_s = time.perf_counter(), cpu_seconds()
+    for arguments in commands:
+        subprocess.run([sys.executable, "-m", "betakd_pipe", *arguments], check=True, capture_output=True)
+    return time.perf_counter() - start_s, cpu_seconds() - start_cpu_s
+
+
+def cpu_seconds() -> float:
+    """Of all processes below this one that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def show(rows: Sequence[dict[str, Any]], num_runs: int) -> None:
     """Print the rows."""
-    table = Table("round", "first", f"ablate of {num_runs}, s", f"sum of {num_runs} distill, s", "ratio")
+    table = Table(
+        "round", "first", f"ablate of {num_runs}: s", "CPU s", f"{num_runs} distill: s", "CPU s", "ratio", "CPU"
+    )
     for row in rows:
-        figures = (f"{row['ablate']:.1f}", f"{row['distill']:.1f}", f"{row['ratio']:.3f}")
-        table.add_row(str(row["round"]), row["first"], *figures)
+        seconds = [f"{row[name]:.1f}" for name in ("ablate_s", "ablate_cpu_s", "distill_s", "distill_cpu_s")]
+        table.add_row(str(row["round"]), row["first"], *seconds, f"{row['ratio']:.3f}", f"{row['cpu_ratio']:.3f}")
     Console().print(table)
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN    := .venv/bin
 PYTEST_WORKERS ?= 2
 
-.PHONY: help demo test test-long test-vllm test-older check lock clean
+.PHONY: help demo test test-long test-vllm test-ray test-older check lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -23,7 +23,7 @@ test: .venv/.ready  ## The test suite (about 10 minutes on two cores).
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 test-long: .venv/.ready  ## Everything, campaigns of many minutes included.
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not vllm'
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not ray and not vllm'
 
 # An environment of its own with a build of vLLM for CPUs, and what it takes to run there.
 ENGINE   := .venv-vllm
@@ -39,6 +39,17 @@ $(ENGINE)/.ready: pyproject.toml constraints-vllm.txt $(wildcard $(OF_CPU)/*)
 test-vllm: $(ENGINE)/.ready  ## Teachers run by vLLM: a real engine on the CPU, in an environment of its own.
 	$(ENGINE)/bin/python -m pytest tests/vllm_engine -m vllm
 
+# An environment of its own with Ray.
+CLUSTER := .venv-ray
+
+$(CLUSTER)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $@
+
+test-ray: $(CLUSTER)/.ready  ## Both stages on a Ray cluster of two nodes on this machine, in an environment of its own.
+	OMP_NUM_THREADS=1 $(CLUSTER)/bin/python -m pytest tests/pipeline/cluster -m ray
+
 test-older: $(ENGINE)/.ready  ## The test suite with the transformers that vLLM wants.
 	$(ENGINE)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
@@ -48,9 +59,9 @@ check: .venv/.ready  ## Lint, formatting and types.
 	$(BIN)/mypy
 
 lock: .venv/.ready  ## Re-compile constraints.txt over the existing pins.
-	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-header --no-annotate \
+	$(BIN)/pip-compile --quiet --extra dev --extra ray --strip-extras --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file constraints.txt pyproject.toml
 	sed -i 's/^\(torch==[^+]*\)+.*/\1/' constraints.txt
 
 clean:  ## Remove the environment, the demo's output and caches of tools.
-	rm -rf .venv .venv-vllm demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-ray .venv-vllm demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

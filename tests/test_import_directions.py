@@ -92,6 +92,11 @@ def test_heavy_optional_packages_are_imported_inside_functions(package: str, pat
     assert not wrong, f"{path} must import {', '.join(sorted(wrong))} inside a function"
 
 
+def test_ray_is_imported_in_one_file() -> None:
+    found = [path.name for _, path in source_files() if "ray" in {top(name) for name in imports(parsed(path))}]
+    assert found == ["ray_pool.py"]
+
+
 def test_energies_and_weightings_see_tensors_only() -> None:
     for folder in TENSORS_ONLY:
         paths = sorted((PACKAGES["betakd_stages"] / folder).rglob("*.py"))

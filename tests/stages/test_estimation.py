@@ -10,7 +10,9 @@ from tests.world import World
 from betakd_pipe.cli import main
 from betakd_stages.caching.estimation import estimate
 from betakd_stages.caching.run import cache_teacher
-from betakd_stages.data import load_samples
+from betakd_stages.data import SOURCES, load_samples
+from betakd_stages.data.sample import LazySamples, Sample, SampleSet, Turn
+from betakd_stages.data.specification import DataSpecification
 from betakd_stages.encoding import EncodedSample
 from betakd_stages.errors import ConfigError
 from betakd_stages.models.loading import load_encoder
@@ -84,3 +86,34 @@ def test_no_sample_at_all_is_refused(world: World) -> None:
         estimate(
             CacheTeacherSettings(teacher=str(world.teacher), data=world.data), num_scored=0, progress=SilentProgress()
         )
+
+
+def test_2_2_million_samples_on_64_gpus_are_foretold_in_parts_hours_and_bytes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def simulated(specification: DataSpecification) -> SampleSet:
+        def sample(number: int) -> Sample:
+            return Sample(str(number), None, (Turn("is five even ?", "no" if number % 2 else "yes"),))
+
+        samples = SampleSet(specification.canonical(), LazySamples(sample, range(2_200_000)))
+        samples.__dict__["fingerprint"] = "simulated"  # it would read every sample
+        return samples
+
+    monkeypatch.setitem(SOURCES, "simulated", simulated)
+    flags = [
+        "--teacher",
+        str(world.teacher),
+        "--data",
+        "simulated:train",
+        "--out",
+        str(tmp_path / "cache"),
+        "--dry-run",
+    ]
+    assert main(["cache-teacher", *flags, "--workers", "64"]) == 0
+    fields = dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if ": " in line)
+    assert (fields["num_samples"], fields["num_parts"], fields["samples_per_part"]) == ("2200000", "64", "34375")
+    assert float(fields["bytes_per_part"]) == pytest.approx(float(fields["total_bytes"]) / 64, rel=1e-3)
+    scoring_h = float(fields["seconds_per_sample"]) * 34375 / 3600
+    assert scoring_h < float(fields["hours_per_part"]) < scoring_h + 120 / 3600
+    assert float(fields["hours"]) == pytest.approx(64 * scoring_h, rel=2e-3)
+    assert not (tmp_path / "cache").exists()

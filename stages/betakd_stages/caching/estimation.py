@@ -54,7 +54,7 @@ class Estimate:
     samples_per_part: int
     bytes_per_part: int
     hours_per_part: float
-    """Loading the teacher included: from start to end, where all parts run at once."""
+    """Opening the data and the teacher included: from start to end, where all parts run at once."""
     peak_memory_bytes: int
     """Of this process, with whole windows of samples prepared and a whole shard of records pending."""
     peak_device_memory_bytes: int | None
@@ -71,11 +71,11 @@ def estimate(
     """What `cache_teacher` with these settings will need. Raises what it would raise, and keeps nothing."""
     if num_scored < 1:
         raise ConfigError(f"{num_scored} samples to score: expected at least 1")
+    start_s = time.perf_counter()
     samples = load_samples(settings.data)
     wanted = samples_for(samples[: settings.limit], settings.targets)
     places = np.linspace(0, len(wanted) - 1, min(num_scored, len(wanted))).round().astype(int)
     chosen = [wanted[place] for place in places.tolist()]
-    start_s = time.perf_counter()
     teacher = open_teacher(settings)
     loading_s = time.perf_counter() - start_s
     encoders = preparing_encoders(settings, teacher)
@@ -84,7 +84,9 @@ def estimate(
     window_bytes = first.num_bytes * settings.batch_size * settings.bucket_window * (1 + WINDOWS_AHEAD)
     progress.start("teacher", total=len(chosen))
     with tempfile.TemporaryDirectory() as folder:
+        start_s = time.perf_counter()
         with open_writer(settings, Path(folder) / "cache", teacher, samples) as writer:
+            loading_s += time.perf_counter() - start_s  # the fingerprint of the data takes a pass over them
             start_s = time.perf_counter()
             score_all(chosen, teacher, encoders, writer, settings, progress)
             writer.flush()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.pipeline.ablation.test_ablate import FIXED_1, make_spec
-from tests.pipeline.cluster.conftest import LocalCluster
+from tests.pipeline.cluster.local_cluster import LocalCluster
 from tests.pipeline.cluster.test_cache_on_ray import writer_of
 from tests.pipeline.fake_stages import distilled, load_fake_stages
 from tests.world import World
@@ -28,7 +28,7 @@ SPEC = """
 seeds: [0, 1]
 base:
   training: {steps: 60, batch_size: 8, learning_rate: 1.0e-3, checkpoint_every_steps: 20, num_threads: 1}
-evaluate: {benchmark: digits?count=8, max_new_tokens: 2}
+evaluate: {benchmark: 'digits?count=8', max_new_tokens: 2}
 methods:
   fkl: {objective: {energies: [fkl]}, weighting: {name: instance}}
   ce: {objective: {energies: []}}

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.pipeline.cluster.conftest import LocalCluster
+from tests.pipeline.cluster.local_cluster import LocalCluster
 from tests.stages.test_caching_parts import arguments, assert_equal_caches
 from tests.stages.test_caching_workers import whole as whole
 from tests.world import World

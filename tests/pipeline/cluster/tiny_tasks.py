@@ -9,9 +9,9 @@ from betakd_stages.errors import DataError
 
 
 def note_and_wait(folder: Path, number: int) -> int:
-    """A task of 0.3 s that leaves a file for every time it is begun."""
-    (folder / f"{number}-{time.time_ns()}").touch()
-    time.sleep(0.3)
+    """A task of a second that leaves a file for every time it is begun, named by the daemon of its node."""
+    (folder / f"{number}-{os.getppid()}-{time.time_ns()}").touch()
+    time.sleep(1)
     return number * number
 
 

@@ -24,7 +24,7 @@ ablation_commands = typer.Typer()
     )
 )
 def ablate(
-    spec: Annotated[str, typer.Argument(help="YAML file, or one that is built in: paper-table-1, -2, -3, -5 or -6.")],
+    spec: Annotated[str, typer.Argument(help="YAML file, or one that is built in: paper-table-1 to paper-table-6.")],
     out: Annotated[Path, typer.Option(help="Folder of all runs and of the tables.")],
     student: Annotated[str | None, typer.Option(help="Folder of the student; {seed} is filled in.")] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of the cache; {seed} is filled in.")] = None,

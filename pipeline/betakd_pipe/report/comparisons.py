@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_pipe.report.records import ReportError, Run, Runs
-from betakd_stages.evaluation.bootstrap import NUM_RESAMPLES, resampled_sums
 
 MANUAL = "manual"
 SEED = 0
@@ -94,6 +93,8 @@ def paired_bootstrap_over_seeds(differences: NDArray[np.float64]) -> tuple[float
     Each resample draws S seeds and Q questions, those for all seeds alike; with one seed it says nothing about others.
     Source: Owen 2007, "The pigeonhole bootstrap"; interval and p-value as in Efron and Tibshirani 1993, chapter 13.
     """
+    from betakd_stages.evaluation.bootstrap import NUM_RESAMPLES, resampled_sums  # imports SciPy
+
     num_seeds, num_questions = differences.shape
     sums = resampled_sums(differences.T, np.zeros(num_questions, dtype=np.int64), SEED, NUM_RESAMPLES)  # [R, S]
     drawn = np.random.default_rng([SEED, 1]).multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), NUM_RESAMPLES)

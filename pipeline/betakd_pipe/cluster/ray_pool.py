@@ -111,10 +111,10 @@ def _resources(address: str, settings: RaySettings, default_gpus: int) -> Mappin
         num_gpus = default_gpus if any(node.get("GPU", 0) for node in nodes) else 0
     asked = {"num_cpus": settings.num_cpus, "num_gpus": num_gpus}
     if not _fits(asked, nodes):
-        held = ", ".join(f"{node.get('GPU', 0):g} and {node.get('CPU', 0):g}" for node in nodes) or "none at all"
+        kinds = sorted({f"{node.get('GPU', 0):g} and {node.get('CPU', 0):g}" for node in nodes})
         raise ConfigError(
             f"a task asks for {num_gpus:g} GPUs and {settings.num_cpus:g} CPUs, and no node of the cluster {address} "
-            f"has both (nodes have {held}): lower ray.num_gpus or ray.num_cpus, or start a larger node"
+            f"has both (nodes have {', '.join(kinds)}): lower ray.num_gpus or ray.num_cpus, or start a larger node"
         )
     return asked
 

@@ -57,7 +57,7 @@ def test_what_no_node_has_is_refused_before_anything_runs(cluster: LocalCluster,
         pass
     assert str(caught.value) == (
         f"a task asks for 2 GPUs and 1 CPUs, and no node of the cluster {cluster.address} has both (nodes have "
-        "0 and 0, 0 and 1, 0 and 1): lower ray.num_gpus or ray.num_cpus, or start a larger node"
+        "0 and 0, 0 and 1): lower ray.num_gpus or ray.num_cpus, or start a larger node"
     )
 
 

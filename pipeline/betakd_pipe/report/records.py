@@ -134,14 +134,24 @@ def teacher_scores(scenario: ReportScenario) -> dict[int, Mapping[str, Any]]:
 
 
 def read_scores(folder: Path) -> Mapping[str, Any]:
-    """scores.json of an evaluation. Raises ReportError where it is missing or damaged."""
+    """scores.json of an evaluation, of several benchmarks that of the first.
+
+    Raises ReportError where it is missing or damaged.
+    """
     scores: Mapping[str, Any] = _parse(_read(folder / SCORES), str(folder / SCORES))
-    return scores
+    return next(iter(scores["benchmarks"].values())) if "benchmarks" in scores else scores
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
-    """predictions.jsonl of an evaluation. Raises ReportError where it is missing or damaged."""
-    return _read_lines(folder / PREDICTIONS)
+    """predictions.jsonl of an evaluation, of several benchmarks that of the first.
+
+    Raises ReportError where it is missing or damaged.
+    """
+    if (folder / PREDICTIONS).is_file():
+        return _read_lines(folder / PREDICTIONS)
+    scores = _parse(_read(folder / SCORES), str(folder / SCORES))
+    first = next(iter(scores.get("benchmarks", {})), ".")
+    return _read_lines(folder / first / PREDICTIONS)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

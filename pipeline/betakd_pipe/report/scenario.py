@@ -58,7 +58,8 @@ def _description(spec: AblationSpec) -> str:
 
     size = f"{counted(len(all_methods(spec)), 'method')}, {counted(len(spec.seeds), 'seed')}"
     parts = [f"student {spec.student}" if spec.student else "", f"cache {spec.cache}" if spec.cache else ""]
-    benchmark = spec.evaluate.get("benchmark")
+    asked = spec.evaluate.get("benchmark", "")
+    benchmark = asked if isinstance(asked, str) else ", ".join(asked)
     return "; ".join(
         [size, *filter(None, [f"data {spec.data}", *parts, f"benchmark {benchmark}" if benchmark else ""])]
     )

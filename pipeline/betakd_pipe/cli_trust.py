@@ -57,13 +57,13 @@ def _show(report: "TrustReport") -> None:
 
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption_justify="left")
     table.add_column("question group", overflow="fold")
-    for title in ("samples", "agree", "pi", "skill", "trust"):
+    for title in ("samples", "agree", "pi", "skill", "error", "trust"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in report.groups:
         shown = f"{row.trust:.2f}" if row.is_trusted else "off"
-        figures = (f"{row.agreement:.0%}", f"{row.pi:.2f}", f"{row.skill:+.3f}", shown)
+        figures = (f"{row.agreement:.0%}", f"{row.pi:.2f}", f"{row.skill:+.3f}", f"{row.skill_error:.3f}", shown)
         table.add_row(row.group, str(row.num_samples), *figures)
-    table.caption = "  agree: labels that are the teacher's first choice; skill: nats above chance; off: none"
+    table.caption = "  agree: labels that are the teacher's first choice; skill: nats above chance; off: no sure skill"
     console = Console()
     console.print(table)
     print("\n".join(bars("trust in the teacher, samples", report.histogram)))

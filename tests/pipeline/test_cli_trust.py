@@ -39,7 +39,9 @@ def test_json_has_the_same_and_the_file_goes_where_it_is_asked_to(
     fields = json.loads(capsys.readouterr().out)
     assert fields["path"] == str(out)
     assert fields["num_samples"] == pq.read_table(out).num_rows == 48
-    assert {"group", "num_samples", "agreement", "pi", "skill", "trust", "is_trusted"} == fields["groups"][0].keys()
+    assert {"group", "num_samples", "agreement", "pi", "skill", "skill_error", "trust", "is_trusted"} == fields[
+        "groups"
+    ][0].keys()
     assert len(fields["clashes"]) == 10
     assert not Path(f"{cache}.trust.parquet").exists()
 

@@ -39,6 +39,10 @@ class Evidence:
     gap: Floats
     """[S], nats that the label lies below the teacher's own answer; 0 where they agree."""
 
+    def alike(self) -> "Evidence":
+        """The same with inputs that tell no sample from another."""
+        return replace(self, inputs=np.zeros((len(self.margin), 1), np.float32))
+
     def taken(self, places: NDArray[np.int64]) -> "Evidence":
         """The samples of these places, in this order."""
         return replace(self, **{field.name: getattr(self, field.name)[places] for field in fields(self)})

@@ -25,6 +25,8 @@ class GroupRow:
     """Mean chance that a label came from the teacher and not from the background."""
     skill: float
     """Nats per sample by which teacher and background predict held-out labels better than the background alone."""
+    skill_error: float
+    """The standard error of that."""
     trust: float
     """Mean of s."""
     is_trusted: bool
@@ -74,6 +76,7 @@ def group_rows(
                 agreement=float((evidence.gap[members] == 0).mean()),
                 pi=float(pi[members].mean()),
                 skill=score.skill,
+                skill_error=score.skill_error,
                 trust=float(trust[members].mean()),
                 is_trusted=score.is_trusted,
             )

@@ -19,7 +19,7 @@ from betakd_stages.trust.file import TrustIdentity, cache_fingerprint, trust_pat
 from betakd_stages.trust.groups import Groups, group_name, make_groups
 from betakd_stages.trust.mixture import cross_fitted
 from betakd_stages.trust.report import Clash, TrustReport, group_rows, histogram, worst_clashes
-from betakd_stages.trust.scores import score_groups, trust_of
+from betakd_stages.trust.scores import better_by_group, score_groups, trust_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +48,9 @@ def fit_trust(settings: TrustSettings, *, num_clashes: int = 10, progress: Progr
     order, hashes = order_by_hash(labelled.sample_ids)
     evidence, groups = evidence.taken(order), labelled.groups.taken(order)
     folds = (hashes % np.uint64(settings.num_folds)).astype(np.int64)
-    pi = cross_fitted(evidence, groups, folds, settings)
+    pi = better_by_group(
+        [cross_fitted(inputs, groups, folds, settings) for inputs in (evidence, evidence.alike())], evidence, groups
+    )
     scores = score_groups(pi, evidence, groups)
     trust = trust_of(pi, groups, scores)
     sample_ids = [labelled.sample_ids[place] for place in order]

@@ -1,12 +1,15 @@
 """From pi, how likely a label came from the teacher, to the trust s, how much the teacher counts.
 
-Two steps. A group in which teacher and background together predict held-out labels no better than the background alone
-gets s = 0: nothing there shows that the teacher knows more than chance. Elsewhere pi is taken relative to the best of
+Three steps. pi comes from two fits, one with a network and one with a number per group; each group takes the one that
+predicts its held-out labels better. A group in which that one does not predict them better than the background alone,
+surely enough (5 % of random teachers pass), gets s = 0: nothing there shows that the teacher knows more than chance.
+Elsewhere pi is taken relative to the best of
 its group, because wrong labels, spread evenly, lower pi for a perfect teacher too:
     s = clip((pi / reference - 0.3) / 0.4, 0, 1),  reference = max(0.2, weighted 90 % quantile of pi),
 weighted by the teacher's margin, so that samples of which the teacher itself is unsure do not set the standard.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +18,8 @@ from numpy.typing import NDArray
 from betakd_stages.trust.evidence import Evidence, Floats
 from betakd_stages.trust.groups import Groups
 
+LEAST_SURENESS = 1.645
+"""Standard errors that the skill has to lie above 0."""
 REFERENCE_SHARE = 0.9
 LEAST_REFERENCE = 0.2
 NO_TRUST, FULL_TRUST = 0.3, 0.7
@@ -27,13 +32,15 @@ class GroupScore:
 
     skill: float
     """Mean nats per sample that teacher and background predict held-out labels better than the background alone."""
+    skill_error: float
+    """Its standard error; infinite for one sample."""
     reference: float
     """pi of the best; see the module."""
 
     @property
     def is_trusted(self) -> bool:
-        """Whether the teacher shows any skill."""
-        return self.skill > 0
+        """Whether the teacher surely shows skill."""
+        return self.skill > LEAST_SURENESS * self.skill_error
 
 
 def skills(pi: Floats, evidence: Evidence) -> NDArray[np.float64]:
@@ -51,8 +58,16 @@ def score_groups(pi: Floats, evidence: Evidence, groups: Groups) -> list[GroupSc
     for number in range(len(groups.names)):
         members = groups.members(number)
         reference = weighted_quantile(pi[members], evidence.margin[members], REFERENCE_SHARE)
-        scores.append(GroupScore(float(skill[members].mean()), max(LEAST_REFERENCE, reference)))
+        error = np.std(skill[members], ddof=1) / len(members) ** 0.5 if len(members) > 1 else np.inf
+        scores.append(GroupScore(float(skill[members].mean()), float(error), max(LEAST_REFERENCE, reference)))
     return scores
+
+
+def better_by_group(candidates: Sequence[Floats], evidence: Evidence, groups: Groups) -> Floats:
+    """pi `[S]`, in each group that of the candidates `[S]` which predicts the group's labels best."""
+    by_sample = [skills(pi, evidence) for pi in candidates]
+    totals = np.stack([np.bincount(groups.of_sample, of, len(groups.names)) for of in by_sample])
+    return np.stack(candidates)[totals.argmax(axis=0)[groups.of_sample], np.arange(len(groups.of_sample))]
 
 
 def trust_of(pi: Floats, groups: Groups, scores: list[GroupScore]) -> Floats:

@@ -19,7 +19,7 @@ help:  ## Show the targets.
 demo: .venv/.ready  ## Both stages on real handwritten digits; writes demo/report.html.
 	$(BIN)/betakd-pipe demo --out demo
 
-test: .venv/.ready  ## The test suite (about 10 minutes on two cores).
+test: .venv/.ready  ## The test suite (10 to 15 minutes on two cores).
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 test-long: .venv/.ready  ## Everything, campaigns of many minutes included.

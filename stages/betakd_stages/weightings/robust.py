@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from betakd_stages.errors import ConfigError
-from betakd_stages.weightings.base import PerChannel, Weighting, WeightingOutput, per_channel
+from betakd_stages.weightings.base import PerChannel, WeightingOutput
+from betakd_stages.weightings.fixed import FixedWeighting
 
 
-class RobustWeighting(Weighting):
+class RobustWeighting(FixedWeighting):
     """The sum of w CE and beta s energy, s between 0 and 1 the trust in the teacher on the sample (`cache trust`).
 
     The energy of every token counts by the teacher's margin p1 - p2 there, unless the energy has a `confidence_gate`
@@ -23,12 +23,7 @@ class RobustWeighting(Weighting):
     confidence_gate = 1.0
 
     def __init__(self, channels: Sequence[str], input_size: int, *, beta: PerChannel = 10.0, **settings: Any) -> None:
-        super().__init__(channels, input_size, **settings)
-        betas = per_channel("beta", beta, self.channels)
-        if bool((betas < 0).any()):
-            raise ConfigError(f"beta is {betas.tolist()}: give weights of 0 or more")
-        self.betas: Tensor
-        self.register_buffer("betas", betas)
+        super().__init__(channels, input_size, beta=beta, **settings)
 
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
         betas = (inputs[:, :1] * self.betas).to(energies.dtype).masked_fill(~present, 0.0)

@@ -34,7 +34,9 @@ def _winner(runs: Runs, compared: Mapping[str, Comparison]) -> str:
     text = f"{best} has the highest accuracy: {np.mean(accuracies):.1f}{spread} % ({seeds})"
     comparison = compared.get(best)
     if comparison is None:
-        return f"{text}; the others are compared with it."
+        num_compared = sum(each.reference == best for each in compared.values())
+        others = "method is" if num_compared == 1 else "methods are"
+        return f"{text}; {num_compared} other {others} compared with it." if num_compared else f"{text}."
     return f"{text}, {_points(comparison)} than {comparison.reference}, which is {_verdict(comparison)}."
 
 
@@ -79,7 +81,7 @@ def _weights(runs: Runs, stories: Sequence[WeightStory]) -> list[str]:
 
 def _told(story: WeightStory) -> str:
     direction = "rose" if story.last > story.first else "fell"
-    text = f"of {story.channel} {direction} from {story.first:.2f} to {story.last:.2f}"
+    text = f"of {story.channel} {direction} from {story.first:.2f} in the first steps to {story.last:.2f}"
     if not story.is_per_sample:
         return f"{text}, the same for every sample"
     text += f", between {story.low:.2f} and {story.high:.2f} for four in five samples"
@@ -96,8 +98,13 @@ def _follows_teacher(correlation: float | None) -> str:
 
 def _collapses(stories: Sequence[WeightStory]) -> list[str]:
     collapsed = [f"{story.method} ({story.channel})" for story in stories if story.has_collapsed]
-    if not collapsed:
+    num_known = sum(story.with_teacher_entropy is not None for story in stories)
+    if not num_known:
         return []
+    if not collapsed:
+        return [
+            f"No β collapsed: of {num_known} that differ between samples none grew most where the teacher knows least."
+        ]
     named = ", ".join(collapsed[:6]) + (f" and {len(collapsed) - 6} more" if len(collapsed) > 6 else "")
     return [f"β grew most where the teacher knows least, the sign of a collapse, in {named}."]
 

@@ -93,7 +93,7 @@ def weight_table(runs: Runs, stories: Sequence[WeightStory]) -> Table | None:
             Cell(f"{story.low:.3g} to {story.high:.3g}", story.low) if story.is_per_sample else Cell(MISSING),
             _correlation_cell(story.with_teacher_entropy),
             _correlation_cell(story.with_student_entropy),
-            Cell("yes" if story.has_collapsed else MISSING),
+            Cell(MISSING if story.with_teacher_entropy is None else "yes" if story.has_collapsed else "no"),
         )
         lines.append(Line(story.method, cells))
     headings = (

@@ -161,6 +161,16 @@ def test_the_sentences_say_what_won_by_how_much_and_what_beta_did(scenario: Repo
     assert collapse == "β grew most where the teacher knows least, the sign of a collapse, in fkl-instance (fkl)."
 
 
+def test_weights_that_did_not_collapse_are_said_not_to(scenario: ReportScenario) -> None:
+    runs = read_runs(scenario)
+    stories = [
+        replace(story, with_teacher_entropy=-0.5 if story.is_per_sample else None) for story in weight_stories(runs)
+    ]
+    assert headline(scenario, runs, comparisons(runs, None), stories)[-1] == (
+        "No β collapsed: of 1 that differ between samples none grew most where the teacher knows least."
+    )
+
+
 def test_an_ablation_that_is_not_finished_says_so_first(scenario: ReportScenario) -> None:
     unfinished = replace(scenario, num_planned=15)
     assert sentences(unfinished)[0] == "Unfinished: 12 of 15 runs are done, and this is what they say so far."
@@ -169,4 +179,4 @@ def test_an_ablation_that_is_not_finished_says_so_first(scenario: ReportScenario
 
 def test_the_winner_may_itself_be_the_reference(scenario: ReportScenario) -> None:
     best = sentences(scenario)[0].split(" has ")[0]
-    assert sentences(replace(scenario, baseline=best))[0].endswith("seeds); the others are compared with it.")
+    assert sentences(replace(scenario, baseline=best))[0].endswith("seeds); 3 other methods are compared with it.")

@@ -13,7 +13,7 @@ from betakd_stages.settings.ray import RaySettings
 from betakd_stages.settings.selection import SelectionSettings
 from betakd_stages.settings.teacher import GenerationSettings, VllmSettings
 from betakd_stages.settings.training import TrainingSettings
-from betakd_stages.settings.trust import TrustSettings
+from betakd_stages.settings.trust import FitSettings, TrustSettings
 from betakd_stages.settings.vision import CacheVisionSettings
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "EnergySettings",
     "EvaluateSettings",
     "FeatureSettings",
+    "FitSettings",
     "GenerationSettings",
     "ObjectiveSettings",
     "RaySettings",

@@ -1,16 +1,13 @@
-"""The settings of `cache trust`: how far a teacher can be believed, from its cache and the labels."""
+"""The settings of what is fitted to caches and labels before any student exists: how far teachers can be believed."""
 
 from pydantic import Field
 
 from betakd_stages.settings.base import Settings
 
 
-class TrustSettings(Settings):
-    """What is fitted to which cache."""
+class FitSettings(Settings):
+    """How the chances that labels came from a teacher, or from each of several, are fitted."""
 
-    cache: str = Field(description="folder or URL of the teacher cache")
-    data: str = Field(description="the data specification that the cache was made from")
-    out: str | None = Field(default=None, description="the file written; default: beside the cache")
     seed: int = 0
     group_words: int = Field(
         default=3, ge=0, description="samples of one category whose question begins with the same words are a group"
@@ -19,3 +16,11 @@ class TrustSettings(Settings):
     num_folds: int = Field(default=5, ge=2, description="each sample is judged by networks that were fitted without it")
     num_fits: int = Field(default=3, ge=1, description="initialisations that are averaged")
     weight_decay: float = Field(default=0.3, ge=0, description="of the network that is fitted")
+
+
+class TrustSettings(FitSettings):
+    """What `cache trust` fits to which cache."""
+
+    cache: str = Field(description="folder or URL of the teacher cache")
+    data: str = Field(description="the data specification that the cache was made from")
+    out: str | None = Field(default=None, description="the file written; default: beside the cache")

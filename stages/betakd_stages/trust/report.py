@@ -73,7 +73,7 @@ def group_rows(
             GroupRow(
                 group=name,
                 num_samples=len(members),
-                agreement=float((evidence.gap[members] == 0).mean()),
+                agreement=float((evidence.gap[members, 0] == 0).mean()),
                 pi=float(pi[members].mean()),
                 skill=score.skill,
                 skill_error=score.skill_error,
@@ -92,5 +92,5 @@ def histogram(trust: Floats) -> dict[str, Any]:
 
 def worst_clashes(evidence: Evidence, number: int) -> list[int]:
     """The places of the samples whose labels lie farthest below what the teacher would have said, worst first."""
-    worst = np.argsort(-evidence.gap, kind="stable")[:number]
-    return [int(place) for place in worst if evidence.gap[place] > 0]
+    worst = np.argsort(-evidence.gap[:, 0], kind="stable")[:number]
+    return [int(place) for place in worst if evidence.gap[place, 0] > 0]

@@ -17,9 +17,9 @@ from betakd_stages.settings import TrustSettings
 from betakd_stages.trust.evidence import Evidence, Floats, order_by_hash, read_evidence
 from betakd_stages.trust.file import TrustIdentity, cache_fingerprint, trust_path, write_trust
 from betakd_stages.trust.groups import Groups, group_name, make_groups
-from betakd_stages.trust.mixture import cross_fitted
+from betakd_stages.trust.mixture import fitted_shares
 from betakd_stages.trust.report import Clash, TrustReport, group_rows, histogram, worst_clashes
-from betakd_stages.trust.scores import better_by_group, score_groups, trust_of
+from betakd_stages.trust.scores import score_groups, trust_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,14 +43,11 @@ def fit_trust(settings: TrustSettings, *, num_clashes: int = 10, progress: Progr
     out = trust_path(cache.location, settings.out)
     samples = load_samples(settings.data)
     labelled = match_labels(cache, samples, settings)
-    evidence = read_evidence(cache, labelled.indices, labelled.groups, settings.seed, progress)
+    evidence = read_evidence([cache], labelled.indices[:, None], labelled.groups, settings.seed, progress)
     # From here on in an order of the ids' own, so that nothing drawn at random depends on the order of the cache.
     order, hashes = order_by_hash(labelled.sample_ids)
     evidence, groups = evidence.taken(order), labelled.groups.taken(order)
-    folds = (hashes % np.uint64(settings.num_folds)).astype(np.int64)
-    pi = better_by_group(
-        [cross_fitted(inputs, groups, folds, settings) for inputs in (evidence, evidence.alike())], evidence, groups
-    )
+    pi = fitted_shares(evidence, groups, hashes, settings)[:, 0]
     scores = score_groups(pi, evidence, groups)
     trust = trust_of(pi, groups, scores)
     sample_ids = [labelled.sample_ids[place] for place in order]
@@ -121,7 +118,7 @@ def _clash(sample: Sample, groups: Groups, evidence: Evidence, trust: Floats, pl
     return Clash(
         sample_id=sample.sample_id,
         group=groups.names[groups.of_sample[place]],
-        nats=float(evidence.gap[place]),
+        nats=float(evidence.gap[place, 0]),
         trust=float(trust[place]),
         question=" / ".join(turn.question for turn in turns),
         answer=" / ".join(turn.answer for turn in turns),

@@ -44,34 +44,37 @@ class GroupScore:
 
 
 def skills(pi: Floats, evidence: Evidence) -> NDArray[np.float64]:
-    """Nats `[S]` that a sample's label is likelier under the mixture than under the background."""
-    share = pi.astype(np.float64).clip(1e-9, 1 - 1e-9)[:, None]
-    teacher, background = evidence.teacher.astype(np.float64), evidence.background.astype(np.float64)
-    mixture = np.logaddexp(np.log(share) + teacher, np.log1p(-share) + background)
+    """Nats `[S]` that a sample's label is likelier under the mixture with pi `[S, T]` than under the background."""
+    shares = pi.astype(np.float64).clip(1e-9, 1 - 1e-9)
+    rest = (1 - shares.sum(axis=1)).clip(1e-9)
+    background = evidence.background.astype(np.float64)
+    mixture = np.log(rest)[:, None] + background
+    for share, teacher in zip(shares.T, np.moveaxis(evidence.teachers.astype(np.float64), 1, 0), strict=True):
+        mixture = np.logaddexp(np.log(share)[:, None] + teacher, mixture)
     return (mixture - background).sum(axis=1)
 
 
 def score_groups(pi: Floats, evidence: Evidence, groups: Groups) -> list[GroupScore]:
-    """One score per group."""
-    skill = skills(pi, evidence)
+    """One score per group, from pi `[S]` of the one teacher."""
+    skill, margin = skills(pi[:, None], evidence), evidence.margin[:, 0]
     scores = []
     for number in range(len(groups.names)):
         members = groups.members(number)
-        reference = weighted_quantile(pi[members], evidence.margin[members], REFERENCE_SHARE)
+        reference = weighted_quantile(pi[members], margin[members], REFERENCE_SHARE)
         error = np.std(skill[members], ddof=1) / len(members) ** 0.5 if len(members) > 1 else np.inf
         scores.append(GroupScore(float(skill[members].mean()), float(error), max(LEAST_REFERENCE, reference)))
     return scores
 
 
 def better_by_group(candidates: Sequence[Floats], evidence: Evidence, groups: Groups) -> Floats:
-    """pi `[S]`, in each group that of the candidates `[S]` which predicts the group's labels best."""
+    """pi `[S, T]`, in each group that of the candidates `[S, T]` which predicts the group's labels best."""
     by_sample = [skills(pi, evidence) for pi in candidates]
     totals = np.stack([np.bincount(groups.of_sample, of, len(groups.names)) for of in by_sample])
     return np.stack(candidates)[totals.argmax(axis=0)[groups.of_sample], np.arange(len(groups.of_sample))]
 
 
 def trust_of(pi: Floats, groups: Groups, scores: list[GroupScore]) -> Floats:
-    """s `[S]`, 0 to 1."""
+    """s `[S]`, 0 to 1, from pi `[S]`."""
     reference = np.array([score.reference for score in scores])[groups.of_sample]
     is_trusted = np.array([score.is_trusted for score in scores])[groups.of_sample]
     relative = (pi / reference - NO_TRUST) / (FULL_TRUST - NO_TRUST)

@@ -8,22 +8,33 @@ from betakd_stages.trust.scores import better_by_group, score_groups, skills, tr
 
 
 def evidence_of(p: np.ndarray, b: np.ndarray, margin: np.ndarray) -> Evidence:
-    none = np.zeros(len(p), np.float32)
-    logs = [np.log(values).astype(np.float32) for values in (p, b)]
-    return Evidence(none[:, None], logs[0], logs[1], margin.astype(np.float32), none)
+    none = np.zeros((len(p), 1), np.float32)
+    teacher, background = (np.log(values).astype(np.float32) for values in (p, b))
+    held = np.ones((len(p), 1), bool)
+    return Evidence(none, teacher[:, None], background, held, margin.astype(np.float32)[:, None], none)
 
 
 def test_skill_is_what_the_mixture_gains_over_the_background() -> None:
     generator = np.random.default_rng(0)
     p, b, pi = generator.random((9, 2)), generator.random((9, 2)), generator.random(9)
     expected = np.log((pi[:, None] * p + (1 - pi[:, None]) * b) / b).sum(axis=1)
-    found = skills(pi.astype(np.float32), evidence_of(p, b, np.ones(9)))
+    found = skills(pi.astype(np.float32)[:, None], evidence_of(p, b, np.ones(9)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_skill_of_several_teachers_is_what_their_mixture_gains() -> None:
+    generator = np.random.default_rng(1)
+    p, b, pi = generator.random((9, 3, 2)), generator.random((9, 2)), generator.dirichlet(np.ones(4), 9)
+    mixture = np.einsum("st,stl->sl", pi[:, :3], p) + pi[:, 3:] * b
+    none = np.zeros((9, 3), np.float32)
+    logs = [np.log(values).astype(np.float32) for values in (p, b)]
+    found = skills(pi[:, :3].astype(np.float32), Evidence(none, *logs, np.ones((9, 3), bool), none, none))
+    np.testing.assert_allclose(found, np.log(mixture / b).sum(axis=1), atol=1e-5)
 
 
 def test_skill_is_finite_for_a_certain_pi_of_a_teacher_that_rules_the_label_out() -> None:
     p, b = np.full((2, 1), 1e-30), np.full((2, 1), 0.5)
-    assert np.isfinite(skills(np.array([1.0, 0.0], np.float32), evidence_of(p, b, np.ones(2)))).all()
+    assert np.isfinite(skills(np.array([[1.0], [0.0]], np.float32), evidence_of(p, b, np.ones(2)))).all()
 
 
 def test_a_group_without_skill_is_switched_off_and_others_are_relative_to_their_best() -> None:
@@ -60,9 +71,9 @@ def test_a_single_sample_shows_nothing() -> None:
 def test_each_group_takes_the_pi_that_predicts_its_labels_better() -> None:
     p = np.array([[0.9], [0.9], [0.01], [0.01]])
     groups = Groups(("known", "unknown"), np.array([0, 0, 1, 1], np.int32))
-    high, low = np.full(4, 0.9, np.float32), np.full(4, 0.1, np.float32)
+    high, low = np.full((4, 1), 0.9, np.float32), np.full((4, 1), 0.1, np.float32)
     found = better_by_group([low, high], evidence_of(p, np.full((4, 1), 0.3), np.ones(4)), groups)
-    np.testing.assert_array_equal(found, np.array([0.9, 0.9, 0.1, 0.1], np.float32))
+    np.testing.assert_array_equal(found[:, 0], np.array([0.9, 0.9, 0.1, 0.1], np.float32))
 
 
 def test_the_reference_is_never_below_a_fifth() -> None:

@@ -37,9 +37,10 @@ def planted(
     predictable = np.zeros((num_samples, content_at))
     evidence = Evidence(
         inputs=np.column_stack([p1, p1 - rest]).astype(np.float32),
-        teacher=np.column_stack([predictable, gold]).astype(np.float32),
+        teachers=np.column_stack([predictable, gold]).astype(np.float32)[:, None],
         background=chance.astype(np.float32),
-        margin=(p1 - rest).astype(np.float32),
-        gap=np.where(label == says, 0, np.log(p1 / rest)).astype(np.float32),
+        held=np.ones((num_samples, 1), bool),
+        margin=(p1 - rest).astype(np.float32)[:, None],
+        gap=np.where(label == says, 0, np.log(p1 / rest)).astype(np.float32)[:, None],
     )
     return evidence, Groups(tuple(f"group {number}" for number in range(len(knows))), groups)

@@ -95,7 +95,7 @@ def our_setting(
 ) -> Setting:
     """What `distill` does in a step, with these settings."""
     manifest = cache.manifest if cache else None
-    objective = build_student_objective(settings, student, manifest)
+    objective = build_student_objective(settings, student, [manifest] if manifest else [])
     distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, manifest)
     shape = StepShape(settings.training.batch_size, 1, 1)
     trainer = DistillationTrainer(

@@ -30,7 +30,8 @@ from betakd_stages.distillation.cached_vision import TrainingEncoder, rows_encod
 from betakd_stages.distillation.distiller import Distiller, trained_parameters
 from betakd_stages.models.loading import LoadedModel, load_model
 from betakd_stages.models.parts import freeze, parameters_by_part
-from betakd_stages.objective import Objective, build_objective
+from betakd_stages.objective import Objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheVisionSettings
 

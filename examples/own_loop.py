@@ -17,7 +17,7 @@ from betakd_stages.distillation.dataset import EncodedSamples, make_collator
 from betakd_stages.distillation.distiller import Distiller
 from betakd_stages.distillation.matching import match_cache
 from betakd_stages.models.loading import load_model
-from betakd_stages.objective import build_objective
+from betakd_stages.objective_building import build_objective
 
 
 def main() -> None:

@@ -27,7 +27,9 @@ def ablate(
     spec: Annotated[str, typer.Argument(help="YAML file, or one that is built in: paper-table-1 to paper-table-6.")],
     out: Annotated[Path, typer.Option(help="Folder of all runs and of the tables.")],
     student: Annotated[str | None, typer.Option(help="Folder of the student; {seed} is filled in.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Folder of the cache; {seed} is filled in.")] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="Folder of the cache; {seed} is filled in; repeat for several teachers.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data specification; {seed} is filled in.")] = None,
     benchmark: Annotated[
         list[str] | None, typer.Option(help="What every student is evaluated on, such as digits; repeat for several.")

@@ -23,7 +23,9 @@ def inspect(
     count: Annotated[int, typer.Option(min=1, help="Without ids: the first so many samples.")] = 1,
     top: Annotated[int, typer.Option(min=1, help="Tokens shown of teacher and of student.")] = 5,
     html: Annotated[Path | None, typer.Option(help="Write a page instead of printing.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Where the run's cache lies now, if it was moved.")] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="Where the run's cache lies now, if it was moved; repeat for several.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="The run's data, if they were moved.")] = None,
     debug: Debug = False,
 ) -> None:

@@ -122,7 +122,16 @@ def cache_teacher(
 def distill(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     student: Annotated[str | None, typer.Option(help="Folder of the student to start from.")] = None,
-    cache: Annotated[str | None, typer.Option(help="Folder or URL of the teacher cache.")] = None,
+    cache: Annotated[
+        list[str] | None, typer.Option(help="Folder or URL of the teacher cache; repeat for several teachers.")
+    ] = None,
+    teacher_weighting: Annotated[
+        str | None, typer.Option(help="Of several teachers: uniform, entropy, confidence, trust or learned.")
+    ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(help="Several teachers as a mixture, as channels, or as a mixture of priors (prior)."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], such as digits:transfer.")] = None,
     energy: Annotated[list[str] | None, typer.Option(help="An energy by name; repeat for several; ce: none.")] = None,
     feature: Annotated[list[str] | None, typer.Option(help="vision or prompt; repeat for both.")] = None,
@@ -160,6 +169,7 @@ def distill(
     flags |= {"objective.energies": _energies(energy), "objective.features": feature, "vision_cache": vision_cache}
     flags["objective.cross_entropy_weight"] = cross_entropy_weight
     flags |= {"weighting.name": weighting, "adapter.kind": adapter}
+    flags |= {"ensemble.weighting": teacher_weighting, "ensemble.combine": combine}
     flags |= {"targets": targets, "on_mismatch": on_mismatch, "staging": staging, "staging_limit_gb": staging_limit}
     settings = load_settings(DistillSettings, config, flags, set_ or (), recipe)
     if dry_run:

@@ -6,7 +6,7 @@ a card that is published does not tell about the machine.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def write_card(folder: Path, settings: DistillSettings, metrics: Mapping[str, fl
     sections = {
         f"# {folder.name}": _summary(settings),
         LOADING_TITLE: loading_section(folder / MODEL, MODEL),
-        "## The teacher, as the cache names it": _teacher(settings.cache),
+        **_teachers(settings.caches),
         "## Recipe": _code_block(_recipe(settings)),
         "## Metrics at the end": _metrics(settings, metrics),
         "## What is not known": _not_known(settings, base),
@@ -105,18 +105,29 @@ def _name(path: str, kind: str) -> str:
 
 def _summary(settings: DistillSettings) -> str:
     data = f"Student: `{_name(settings.student, 'model')}`. Data: `{without_directories(settings.data)}`."
-    if settings.cache is None:
+    if not settings.caches:
         return f"Fine-tuned with betakd-pipe on labels alone, without a teacher.\n\n{data}"
+    caches = ", ".join(f"`{_name(cache, 'dataset')}`" for cache in settings.caches)
+    source, kind = "a teacher makes of the data, which a cache holds", "Cache"
+    if len(settings.caches) > 1:
+        source, kind = "teachers make of the data, which caches hold", "Caches"
     return (
-        "Distilled with betakd-pipe: the student learned from what a teacher makes of the data, which a cache holds "
-        f"(Beta-KD, [arXiv 2603.21426](https://arxiv.org/abs/2603.21426)).\n\n{data} "
-        f"Cache: `{_name(settings.cache, 'dataset')}`."
+        f"Distilled with betakd-pipe: the student learned from what {source} "
+        f"(Beta-KD, [arXiv 2603.21426](https://arxiv.org/abs/2603.21426)).\n\n{data} {kind}: {caches}."
     )
 
 
-def _teacher(cache: str | None) -> str:
-    if cache is None:
-        return "None: the student learned from the labels alone."
+def _teachers(caches: Sequence[str]) -> dict[str, str]:
+    """A section for each teacher."""
+    title = "## The teacher, as the cache names it"
+    if not caches:
+        return {title: "None: the student learned from the labels alone."}
+    if len(caches) == 1:
+        return {title: _teacher(caches[0])}
+    return {f"{title}: {number}": _teacher(cache) for number, cache in enumerate(caches, start=1)}
+
+
+def _teacher(cache: str) -> str:
     manifest = read_manifest(cache)
     identity = {name: _tidied(value) for name, value in manifest.identity.items()}
     return _code_block({**identity, "counts": asdict(manifest.counts)})
@@ -130,7 +141,7 @@ def _tidied(value: Any) -> Any:
 
 def _recipe(settings: DistillSettings) -> dict[str, Any]:
     return settings.model_dump(
-        mode="json", include={"targets", "objective", "weighting", "training", "adapter", "control", "seed"}
+        mode="json", include={"targets", "ensemble", "objective", "weighting", "training", "adapter", "control", "seed"}
     )
 
 
@@ -150,12 +161,12 @@ def _not_known(settings: DistillSettings, base: CardData) -> str:
     points = [] if base.get("license") else ["The licence: the student's folder names none."]
     if not (hub_id(settings.student, "model") or base.get("base_model")):
         points.append("Where the student's folder comes from; it is known by its name alone.")
-    if settings.cache is not None:
+    if settings.caches:
         points.append("The teacher's name: a cache knows it by the sha256 of its weights.")
     points += [
         "How the student does on benchmarks, unless somebody ran them (`betakd-pipe evaluate`).",
         "What it does outside the data it learned from, in other languages, and what it learned of the mistakes and "
-        f"biases of {'the data' if settings.cache is None else 'teacher and data'}. None of this was measured.",
+        f"biases of {'teacher and data' if settings.caches else 'the data'}. None of this was measured.",
     ]
     return "\n".join(f"- {point}" for point in points)
 

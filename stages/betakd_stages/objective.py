@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from betakd_stages.choices import build, pick
-from betakd_stages.energies import Energy, make_energy
-from betakd_stages.errors import ConfigError, MismatchError
-from betakd_stages.features import FeatureChannel, FeatureStatistics
+from betakd_stages.choices import pick
+from betakd_stages.energies import Energy
+from betakd_stages.ensemble.names import owner, plain
+from betakd_stages.ensemble.prior import Experts, gibbs_mixture
+from betakd_stages.errors import MismatchError
+from betakd_stages.features import FeatureChannel
 from betakd_stages.objective_output import ObjectiveOutput, require_finite
-from betakd_stages.statistics import Head, Needs, student_statistics
+from betakd_stages.statistics import Head, Needs, StudentStatistics, student_statistics
 from betakd_stages.targets import TeacherTargets
 from betakd_stages.weighting_inputs import WeightingInputs
-from betakd_stages.weightings import WEIGHTINGS, GradientWeighting, Weighting, make_weighting
+from betakd_stages.weightings import GradientWeighting, Weighting
 
 
 class Objective(nn.Module):
@@ -31,6 +33,7 @@ class Objective(nn.Module):
         weighting: Weighting,
         inputs: WeightingInputs,
         reduction: str = "sample",
+        combine: str = "mixture",
     ) -> None:
         super().__init__()
         self.energies = nn.ModuleDict(energies)
@@ -38,6 +41,9 @@ class Objective(nn.Module):
         self.weighting = weighting
         self.inputs = inputs
         self._sample_weights = pick("reduction", REDUCTIONS, reduction)
+        self._is_prior = pick("combine", COMBINATIONS, combine)
+        self.owners: Tensor
+        self.register_buffer("owners", torch.tensor([owner(name) for name in self.channels]).long(), persistent=False)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -52,47 +58,77 @@ class Objective(nn.Module):
         student_features: Mapping[str, Tensor] | None = None,
         teacher_features: Mapping[str, Tensor] | None = None,
         feature_present: Mapping[str, Tensor] | None = None,
+        experts: Experts | None = None,
     ) -> ObjectiveOutput:
         """The objective of N supervised tokens with last hidden states `hidden` `[N, D]`, those that predict them.
 
         Features are `[B, size]` or `[B, places, size]` by name; `feature_present` bool `[B]` says which samples have
-        one (all, by default).
+        one (all, by default). `experts` are the teachers that `targets` is the mixture of, where each has channels of
+        its own.
         """
         student_features, teacher_features = student_features or {}, teacher_features or {}
         with torch.autocast(hidden.device.type, enabled=False):
-            statistics = student_statistics(hidden, head, targets, self.needs(targets))
+            statistics, of_tokens = self.token_energies(hidden, head, targets, experts)
             num_tokens = torch.bincount(targets.sample_index, minlength=targets.num_samples)
             supervised = num_tokens > 0
             present = _presence(teacher_features, feature_present or {}, supervised)
-            columns = [_sample_means(energy(statistics, targets), targets, num_tokens) for energy in self._energies()]
+            columns = [_sample_means(energy, targets, num_tokens) for energy in of_tokens.values()]
             columns += [
                 _feature_energy(channel, name, student_features, teacher_features, present)
                 for name, channel in self.features.items()
             ]
             cross_entropy = _sample_means(statistics.cross_entropy(), targets, num_tokens)
             energies = torch.stack(columns, dim=1) if columns else cross_entropy.new_zeros(targets.num_samples, 0)
-            masks = [supervised] * len(self.energies) + [present[name] for name in self.features]
+            masks = [supervised if experts is None else experts.held[:, owner(name)] & supervised for name in of_tokens]
+            masks += [present[name] for name in self.features]
             mask = torch.stack(masks, dim=1) if masks else torch.zeros_like(energies, dtype=torch.bool)
             weighed = self.weighting(
                 cross_entropy, energies, mask, self.inputs(targets, num_tokens, teacher_features, present)
             )
+            objective, betas = weighed.objective, weighed.betas
+            if self._is_prior and experts is not None:
+                mixed, shares = gibbs_mixture(weighed.channel_terms, self.owners, experts.weights)
+                objective, betas = weighed.cross_entropy_terms + mixed, betas * shares[:, self.owners]
         return ObjectiveOutput(
-            objective=weighed.objective.masked_fill(~supervised, 0.0),
+            objective=objective.masked_fill(~supervised, 0.0),
             sample_weights=self._sample_weights(num_tokens).to(cross_entropy.dtype),
             cross_entropy=cross_entropy,
             energies=energies,
             present=mask,
-            betas=weighed.betas,
+            betas=betas,
             cross_entropy_weights=weighed.cross_entropy_weights,
             teacher_entropy=_sample_means(targets.entropy(), targets, num_tokens),
             student_entropy=_sample_means(statistics.entropy(), targets, num_tokens),
         )
 
-    def needs(self, targets: TeacherTargets) -> Needs:
-        """The union of what the energies need, and the tail's mean for the student's entropy in the log."""
+    def token_energies(
+        self, hidden: Tensor, head: Head, targets: TeacherTargets, experts: Experts | None = None
+    ) -> tuple[StudentStatistics, dict[str, Tensor]]:
+        """The student's statistics at the targets, and every energy `[N]` by name.
+
+        Where the teachers count one by one there is a pass through the head for each, at what that teacher keeps.
+        """
+        if experts is None:
+            statistics = student_statistics(hidden, head, targets, self.needs(targets))
+            return statistics, {name: energy(statistics, targets) for name, energy in self.energies.items()}
+        statistics = student_statistics(hidden, head, targets, Needs(tail_means=True))
+        of_teachers = [
+            (each, student_statistics(hidden, head, each, self.needs(each, teacher)))
+            for teacher, each in enumerate(experts.targets)
+        ]
+        energies = {}
+        for name, energy in self.energies.items():
+            theirs, own = of_teachers[owner(name)]
+            energies[name] = energy(own, theirs)
+        return statistics, energies
+
+    def needs(self, targets: TeacherTargets, teacher: int | None = None) -> Needs:
+        """The union of what the energies need, or those of one teacher, and the tail's mean for the student's entropy
+        in the log."""
         needs = Needs(tail_means=True)
-        for energy in self._energies():
-            needs = needs | energy.needs(targets)
+        for name, energy in zip(self.energies, self._energies(), strict=True):
+            if teacher in (None, owner(name)):
+                needs = needs | energy.needs(targets)
         return needs
 
     @property
@@ -140,66 +176,6 @@ class Objective(nn.Module):
         return list(self.energies.values())  # type: ignore[arg-type]
 
 
-def build_objective(
-    *,
-    energies: Sequence[tuple[str, Mapping[str, Any]]] = (),
-    features: Sequence[str | tuple[str, Mapping[str, Any]]] = (),
-    weighting: str = "task",
-    weighting_settings: Mapping[str, Any] | None = None,
-    weighting_inputs: Sequence[str] | None = None,
-    ce_weight: float = 1.0,
-    reduction: str = "sample",
-    semantics: str = "paper",
-    teacher_features: Mapping[str, FeatureStatistics] | None = None,
-    student_feature_sizes: Mapping[str, int] | None = None,
-) -> Objective:
-    """The objective of plain arguments.
-
-    `energies` are names with settings; `features` names of features, with settings or without; `weighting_inputs`
-    what instance weighting sees (by default every teacher feature the cache holds). `teacher_features` are the
-    cache's, `student_feature_sizes` the student's. `semantics` is that of the energies, and of the weighting unless
-    its settings name another. Raises ConfigError for names or settings that do not exist.
-    """
-    teacher_features, student_feature_sizes = teacher_features or {}, student_feature_sizes or {}
-    gate = pick("weighting", WEIGHTINGS, weighting).confidence_gate
-    built_energies: dict[str, Energy] = {}
-    for name, settings in energies:
-        if name in built_energies:
-            raise ConfigError(f"energy {name!r} is named twice: name each energy once")
-        built_energies[name] = make_energy(name, semantics, **{"confidence_gate": gate, **settings})
-    built_features = {}
-    for feature in features:
-        name, settings = (feature, {}) if isinstance(feature, str) else feature
-        student_size = pick("student feature", student_feature_sizes, name)
-        teacher = pick("cached teacher feature", teacher_features, name)
-        fixed = {"name": name, "student_size": student_size, "teacher": teacher}
-        built_features[name] = build("feature", name, FeatureChannel, settings, fixed)
-    inputs = WeightingInputs(_input_names(weighting, weighting_inputs, teacher_features), teacher_features)
-    built_weighting = make_weighting(
-        weighting,
-        channel_names(built_energies, built_features),
-        inputs.size,
-        input_mean=inputs.mean,
-        input_deviation=inputs.deviation,
-        cross_entropy_weight=ce_weight,
-        **{"semantics": semantics, **(weighting_settings or {})},
-    )
-    return Objective(built_energies, built_features, built_weighting, inputs, reduction)
-
-
-def _input_names(
-    weighting: str, names: Sequence[str] | None, teacher_features: Mapping[str, FeatureStatistics]
-) -> Sequence[str]:
-    """The inputs named, or every pooled teacher feature the cache holds; the weighting's own where it has some."""
-    factory = pick("weighting", WEIGHTINGS, weighting)
-    if factory.uses_inputs and not factory.own_inputs:
-        return tuple(teacher_features) if names is None else names
-    if names:
-        taken = f"its own inputs ({', '.join(factory.own_inputs)})" if factory.own_inputs else "no inputs"
-        raise ConfigError(f"weighting {weighting!r} takes {taken}, but {', '.join(names)} are named: name none")
-    return factory.own_inputs
-
-
 def channel_names(energies: Iterable[str], features: Iterable[str]) -> tuple[str, ...]:
     """The channels' names in the order of the columns `[B, C]`."""
     return (*energies, *(f"feature:{name}" for name in features))
@@ -213,6 +189,9 @@ REDUCTIONS = {
     "token": lambda num_tokens: num_tokens,
 }
 """From the tokens of each sample `[B]` to how much it counts: every sample alike (the paper), or every token."""
+
+COMBINATIONS = {"mixture": False, "channels": False, "prior": True}
+"""What several teachers are: one mixture, channels of their own, or the same with their priors mixed (the last)."""
 
 
 def _sample_means(values: Tensor, targets: TeacherTargets, num_tokens: Tensor) -> Tensor:
@@ -236,8 +215,8 @@ def _feature_energy(
     present: Mapping[str, Tensor],
 ) -> Tensor:
     """The energy `[B]` of a feature channel, 0 where the sample has no such feature."""
-    for side, features in (("student", student), ("teacher", teacher)):
-        if name not in features:
+    for side, key, features in (("student", plain(name), student), ("teacher", name, teacher)):
+        if key not in features:
             raise MismatchError(
                 f"feature channel {name!r} got no {side} feature, only {', '.join(features) or 'none'}: "
                 f"cache it, or leave the channel out"
@@ -245,10 +224,11 @@ def _feature_energy(
     mask = present[name]
     # Absent features are zeroed before the channel, so that whatever fills them cannot reach a gradient.
     student_rows, teacher_rows = (
-        side[name].masked_fill(~mask.view(-1, *[1] * (side[name].ndim - 1)), 0.0) for side in (student, teacher)
+        side[key].masked_fill(~mask.view(-1, *[1] * (side[key].ndim - 1)), 0.0)
+        for side, key in ((student, plain(name)), (teacher, name))
     )
     energy: Tensor = channel(student_rows, teacher_rows, teacher.get(f"{name}{FOCUS_SUFFIX}"))
     return energy.masked_fill(~mask, 0.0)
 
 
-__all__ = ["Objective", "ObjectiveOutput", "build_objective", "require_finite"]
+__all__ = ["Objective", "ObjectiveOutput", "require_finite"]

@@ -30,7 +30,7 @@ from betakd_stages.models.adapters import add_adapter, base_placement, merge_ada
 from betakd_stages.models.loading import LoadedModel, load_model
 from betakd_stages.models.parts import freeze, parameters_by_part
 from betakd_stages.models.quantised import dequantise
-from betakd_stages.objective import build_objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
 from betakd_stages.settings.adapters import AdapterSettings

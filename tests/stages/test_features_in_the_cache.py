@@ -26,7 +26,7 @@ from betakd_stages.features import FeatureStatistics
 from betakd_stages.models.forward import answer_rows
 from betakd_stages.models.loading import load_encoder, load_model
 from betakd_stages.models.tiny import STUDENT_SIZE, tiny_model
-from betakd_stages.objective import build_objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings, DistillSettings
 from betakd_stages.teachers.hf import HuggingFaceTeacher

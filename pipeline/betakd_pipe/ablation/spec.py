@@ -87,7 +87,7 @@ class AblationSpec(Settings):
     recipe: str | None = Field(default=None, description="a recipe of stage two, over which base and methods win")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="the seeds of stage two")
     student: str | None = Field(default=None, description="folder of the student")
-    cache: str | None = Field(default=None, description="folder of the teacher cache")
+    cache: str | tuple[str, ...] | None = Field(default=None, description="folder of the teacher cache, or of several")
     data: str | None = Field(default=None, description="NAME:SPLIT[?key=value&...]")
     base: dict[str, Any] = Field(default={}, description="settings of stage two that all methods share")
     evaluate: dict[str, Any] = Field(description="settings of the evaluation, without the model")

@@ -47,8 +47,8 @@ def cache_cost_table(runs: Runs) -> Table | None:
     readers: dict[str, int] = {}
     for of in runs.values():
         for run in of:
-            if run.settings.get("cache") is not None:
-                readers[run.settings["cache"]] = readers.get(run.settings["cache"], 0) + 1
+            for cache in run.caches:
+                readers[cache] = readers.get(cache, 0) + 1
     lines = [
         _cache_line(path, read_manifest(path), num_readers)
         for path, num_readers in readers.items()

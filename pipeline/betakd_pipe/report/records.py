@@ -10,6 +10,7 @@ from betakd_pipe.ablation.rows import EVALUATION, TIMINGS, ResultRow
 from betakd_pipe.config import read_layer
 from betakd_pipe.run_folder import CONFIG
 from betakd_stages.errors import UserError
+from betakd_stages.settings.distill import listed
 
 TEACHER = "teacher"
 TEACHER_EVALUATION = "teacher-evaluation"
@@ -72,9 +73,21 @@ class Run:
     @property
     def channels(self) -> tuple[str, ...]:
         """The energies and features that it was trained on, by their names in `metrics`."""
-        objective = self.settings["objective"]
-        energies = [energy["name"] for energy in objective["energies"]]
-        return (*energies, *(f"feature:{feature['name']}" for feature in objective["features"]))
+        objective, num_teachers = self.settings["objective"], len(self.caches)
+        teachers = [f"@{number}" for number in range(1, num_teachers + 1)] if num_teachers > 1 else [""]
+        is_mixture = self.settings.get("ensemble", {}).get("combine", "mixture") == "mixture"
+        energies = [
+            f"{energy['name']}{teacher}"
+            for energy in objective["energies"]
+            for teacher in ([""] if is_mixture else teachers)
+        ]
+        features = [f"feature:{each['name']}{teacher}" for each in objective["features"] for teacher in teachers]
+        return (*energies, *features)
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The caches that it learned from, none or more."""
+        return listed(self.settings.get("cache"))
 
     @property
     def weighting(self) -> str:

@@ -12,6 +12,7 @@ from betakd_pipe.ablation.spec import AblationSpec, all_methods
 from betakd_pipe.config import read_layer
 from betakd_pipe.report.records import SCORES, ReportError, ReportScenario, ShapedTable, read_scores
 from betakd_pipe.run_folder import CONFIG
+from betakd_stages.settings.distill import listed
 
 RESULT = "result.json"
 
@@ -57,7 +58,10 @@ def _description(spec: AblationSpec) -> str:
         return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
     size = f"{counted(len(all_methods(spec)), 'method')}, {counted(len(spec.seeds), 'seed')}"
-    parts = [f"student {spec.student}" if spec.student else "", f"cache {spec.cache}" if spec.cache else ""]
+    parts = [
+        f"student {spec.student}" if spec.student else "",
+        f"cache {', '.join(listed(spec.cache))}" if spec.cache else "",
+    ]
     asked = spec.evaluate.get("benchmark", "")
     benchmark = asked if isinstance(asked, str) else ", ".join(asked)
     return "; ".join(

@@ -33,7 +33,7 @@ class ShownSettings:
 def shown_settings(runs: Runs) -> ShownSettings:
     """The settings of these runs. Raises CacheError for a cache that is damaged."""
     first = {method: of[0].settings for method, of in runs.items()}
-    caches = dict.fromkeys(path for of in runs.values() for run in of if (path := run.settings["cache"]) is not None)
+    caches = dict.fromkeys(path for of in runs.values() for run in of for path in run.caches)
     return ShownSettings(
         configurations={method: _yaml(settings) for method, settings in first.items()},
         differences=difference_table({method: flatten(settings) for method, settings in first.items()}),

@@ -13,6 +13,7 @@ from torch import Tensor
 from betakd_cache import CompactBatch, Manifest
 from betakd_cache.codec import GROUP_SIZE, NUM_WIDE_RANKS, UNITS_PER_NAT, step_table
 from betakd_cache.layout import focus_name
+from betakd_stages.ensemble.prior import Experts
 from betakd_stages.targets import TeacherTargets
 
 OPTIONAL = ("tail_energy", "logit_max", "logit_mean", "logit_std")
@@ -25,6 +26,7 @@ class CachedBatch:
     targets: TeacherTargets
     features: dict[str, Tensor]  # float32 [B, D] or [B, P, D], 0 where absent; NAME_focus int64 [B, J]
     present: dict[str, Tensor]  # bool [B]
+    experts: Experts | None = None  # of several caches, where each teacher has channels of its own
 
 
 def decode_batch(batch: CompactBatch, manifest: Manifest, device: torch.device) -> CachedBatch:

@@ -15,6 +15,7 @@ from betakd_stages.distillation.cached_vision import TrainingEncoder
 from betakd_stages.distillation.matching import MatchedSamples
 from betakd_stages.encoding import EncodedSample, packed
 from betakd_stages.encoding.written import with_answers
+from betakd_stages.ensemble.records import TeacherEnsemble
 from betakd_stages.errors import MismatchError
 
 MEMORY_BYTES = 256 * 2**20
@@ -65,7 +66,7 @@ class EncodedSamples(Dataset):
 
 def make_collator(
     encoder: TrainingEncoder,
-    cache: TeacherCache | None,
+    cache: TeacherCache | TeacherEnsemble | None,
     cache_indices: NDArray[np.int64] | None,
     *,
     trust: NDArray[np.float32] | None = None,
@@ -73,6 +74,7 @@ def make_collator(
 ) -> Callable[[list[tuple[int, EncodedSample]]], dict[str, Any]]:
     """The function that makes a batch: the encoder's tensors, sample_ids, and the cache's bytes as `teacher`.
 
+    `cache_indices` `[S]` are where the cache holds the samples; several caches know that themselves.
     `trust` `[len(cache)]`, of every record in the cache, goes with the records. `packing` puts the samples into one row
     behind each other, without padding.
     """

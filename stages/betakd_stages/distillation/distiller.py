@@ -11,8 +11,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from betakd_cache import Manifest
+from betakd_cache import FeatureLayout, Manifest
 from betakd_stages.distillation.cached_targets import CachedBatch, decode_batch, labels_only
+from betakd_stages.ensemble.names import plain
+from betakd_stages.ensemble.records import TeacherEnsemble
 from betakd_stages.models.forward import AnswerRows, answer_rows
 from betakd_stages.objective import Objective, ObjectiveOutput
 from betakd_stages.processes import index_and_count
@@ -26,8 +28,13 @@ class Distiller(nn.Module):
     """
 
     def __init__(
-        self, student: PreTrainedModel, objective: Objective, vocabulary_size: int, manifest: Manifest | None
+        self,
+        student: PreTrainedModel,
+        objective: Objective,
+        vocabulary_size: int,
+        teacher: Manifest | TeacherEnsemble | None,
     ) -> None:
+        """`teacher`: the manifest of the cache that batches are of, or several caches; None: labels only."""
         super().__init__()
         self.student = student
         # The classes of layers that FSDP2 gathers one after the other; families name some that a model may lack.
@@ -35,14 +42,17 @@ class Distiller(nn.Module):
         self._no_split_modules = sorted(classes.intersection(student._no_split_modules or ()))
         self.objective = objective
         self._vocabulary_size = vocabulary_size
-        self.manifest = manifest
+        self.teacher = teacher
         # Of the student only what a feature channel compares; what a weighting sees are the teacher's features.
-        self._layouts = {name: manifest.rules.layout(name) for name in objective.features} if manifest else {}
+        self._layouts: dict[str, FeatureLayout] = {}
+        if teacher is not None:
+            of_teacher = teacher.layout if isinstance(teacher, TeacherEnsemble) else teacher.rules.layout
+            self._layouts = {plain(name): of_teacher(name) for name in objective.features}
 
     def forward(self, batch: dict[str, Any]) -> ObjectiveOutput:
         """The objective of a batch made by `dataset.make_collator`."""
         rows = answer_rows(self.student, batch, self._layouts)
-        cached = self._cached(batch, rows)
+        cached = self.cached(batch, rows)
         head = self.student.get_output_embeddings()
         return self.objective(
             rows.hidden,
@@ -50,14 +60,18 @@ class Distiller(nn.Module):
             cached.targets,
             student_features=rows.features,
             teacher_features=cached.features,
-            feature_present={name: held & rows.present.get(name, held) for name, held in cached.present.items()},
+            feature_present={name: held & rows.present.get(plain(name), held) for name, held in cached.present.items()},
+            experts=cached.experts,
         )
 
-    def _cached(self, batch: dict[str, Any], rows: AnswerRows) -> CachedBatch:
-        if self.manifest is None:
+    def cached(self, batch: dict[str, Any], rows: AnswerRows) -> CachedBatch:
+        """What the teacher says of a batch's tokens; without one, the labels."""
+        if self.teacher is None:
             targets = labels_only(rows.gold_ids, rows.sample_index, len(batch["has_image"]), self._vocabulary_size)
             return CachedBatch(targets, {}, {})
-        cached = decode_batch(batch["teacher"], self.manifest, rows.gold_ids.device)
+        if isinstance(self.teacher, TeacherEnsemble):
+            return self.teacher.decode(batch["teacher"], rows.gold_ids.device)
+        cached = decode_batch(batch["teacher"], self.teacher, rows.gold_ids.device)
         # The student's own labels: the same as the cache's, except where a control gives it other samples' records.
         targets = dataclasses.replace(cached.targets, gold_ids=rows.gold_ids, trust=batch.get("trust"))
         return dataclasses.replace(cached, targets=targets)

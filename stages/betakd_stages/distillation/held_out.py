@@ -38,19 +38,19 @@ def held_out_agreement(
     settings: DistillSettings,
     encoder: Encoder,
     cache: TeacherCache | None,
-    open_cache: Callable[[DistillSettings], TeacherCache],
+    open_cache: Callable[[DistillSettings, str], TeacherCache],
 ) -> "TeacherAgreement":
     """What measures a student, as it then is, against the teacher's records of the validation data.
 
-    The records are those of `validation_cache`, or of the run's own `cache` where it holds every one of these samples;
-    where neither is so there is nothing to measure.
+    The records are those of `validation_cache`, or of the run's own `cache`, if it is one, where it holds every one of
+    these samples; where neither is so there is nothing to measure.
     Raises MismatchError where a cache that was named is another teacher's, or not of what the student sees.
     """
     if settings.validation is None:
         return TeacherAgreement(None)
     samples = load_samples(settings.validation)
     if settings.validation_cache is not None:
-        named = open_cache(settings.model_copy(update={"cache": settings.validation_cache}))
+        named = open_cache(settings, settings.validation_cache)
         if cache is not None:
             _require_same_teacher(named, cache)
         cache = named

@@ -1,39 +1,37 @@
 """All that a run of stage two needs, opened and found to belong together; nothing is written yet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from betakd_cache import Manifest, TeacherCache, open_cache
-from betakd_cache.staging import LIMIT_BYTES
+from betakd_cache import Manifest
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.arguments import training_arguments
 from betakd_stages.distillation.batches import RunBatches, StepShape, grouping_sizes, num_steps, step_shape
 from betakd_stages.distillation.cached_vision import training_encoder
-from betakd_stages.distillation.dataset import EncodedSamples, make_collator, shuffled_within_lengths
+from betakd_stages.distillation.dataset import EncodedSamples
 from betakd_stages.distillation.distiller import Distiller
-from betakd_stages.distillation.entropy_quartiles import entropy_borders
 from betakd_stages.distillation.held_out import TeacherAgreement, held_out_agreement
 from betakd_stages.distillation.launching import require_what_processes_can
-from betakd_stages.distillation.matching import MatchedSamples, match_cache
 from betakd_stages.distillation.optimizers import student_groups
 from betakd_stages.distillation.precision import require_precision
 from betakd_stages.distillation.student import load_student
+from betakd_stages.distillation.teaching import Teaching, match_teachers, open_cache_of, open_caches_of
 from betakd_stages.distillation.tracking import tracking_callbacks
 from betakd_stages.distillation.trainer import DistillationTrainer
-from betakd_stages.errors import ConfigError
+from betakd_stages.ensemble.names import numbered
+from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.models.loading import LoadedModel, load_encoder
-from betakd_stages.objective import Objective, build_objective
+from betakd_stages.objective import Objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.processes import index_and_count, join_processes
+from betakd_stages.progress import Progress, SilentProgress
 from betakd_stages.settings import DistillSettings
-from betakd_stages.trust.file import read_trust, require_trust, trust_path
 
 PACKABLE = ("llava", "mobilevlm")
 """Families whose positions are plain counts and whose attention is causal: where positions begin anew, samples do."""
@@ -43,6 +41,7 @@ PACKABLE = ("llava", "mobilevlm")
 class Prepared:
     """A run that could start."""
 
+    teaching: Teaching
     student: LoadedModel
     distiller: Distiller
     dataset: EncodedSamples
@@ -69,7 +68,7 @@ class Prepared:
         )
 
 
-def prepare(settings: DistillSettings, out: Path) -> Prepared:
+def prepare(settings: DistillSettings, out: Path, progress: Progress | None = None) -> Prepared:
     """The run that these settings describe, in this process.
 
     Raises MismatchError, DataError, ModelError, ConfigError or CacheError where the inputs do not belong together.
@@ -79,14 +78,15 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
     if settings.training.num_threads:
         torch.set_num_threads(settings.training.num_threads)
     set_seed(settings.seed)
-    cache = open_cache_of(settings) if settings.cache else None
-    matched = _matched(settings, cache)
+    caches = open_caches_of(settings)
+    samples, encoder = load_samples(settings.data), load_encoder(settings.student, settings.max_length)
+    teaching = match_teachers(settings, caches, samples, encoder, out, progress or SilentProgress())
+    matched = teaching.matched
     student = load_student(settings)
-    manifest = cache.manifest if cache else None
-    objective = build_student_objective(settings, student, manifest)
-    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, manifest)
-    encoder = training_encoder(settings.vision_cache, student, matched.image_sha256)
-    dataset = EncodedSamples(matched.samples, encoder, matched.image_sha256, matched.answers)
+    objective = build_student_objective(settings, student, [cache.manifest for cache in caches])
+    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, teaching.teacher)
+    training = training_encoder(settings.vision_cache, student, matched.image_sha256)
+    dataset = EncodedSamples(matched.samples, training, matched.image_sha256, matched.answers)
     for place in range(min(len(dataset), 2 * settings.training.batch_size)):
         dataset[place]  # an unreadable or foreign image shows at once
     index, count = index_and_count()
@@ -96,24 +96,21 @@ def prepare(settings: DistillSettings, out: Path) -> Prepared:
     student_groups(student.model, settings.training)
     require_packing(settings, student)
     require_what_processes_can(settings)
-    cache_indices = matched.cache_indices
-    if settings.control.shuffle_records and cache is not None:
-        cache_indices = shuffled_within_lengths(matched, cache, settings.seed)
-    trust = trust_in_records(objective, settings, cache, cache_indices)
     sizes = grouping_sizes(matched.samples, settings.training.group_by)
     return Prepared(
+        teaching=teaching,
         student=student,
         distiller=distiller,
         dataset=dataset,
-        collate=make_collator(encoder, cache, cache_indices, trust=trust, packing=settings.training.packing),
+        collate=teaching.collator(training, objective, packing=settings.training.packing),
         batches=RunBatches(len(dataset), shape, num_steps=total, process_index=index, seed=settings.seed, sizes=sizes),
         shape=shape,
         num_steps=total,
         num_dropped=matched.num_dropped,
         arguments=arguments,
         trackers=tracking_callbacks(settings, out),
-        agreement=held_out_agreement(settings, student.encoder, cache, open_cache_of),
-        entropy_borders=entropy_borders(cache, matched.cache_indices) if cache else (),
+        agreement=held_out_agreement(settings, student.encoder, teaching.cache, open_cache_of),
+        entropy_borders=teaching.entropy_borders(),
     )
 
 
@@ -127,51 +124,26 @@ def require_packing(settings: DistillSettings, student: LoadedModel) -> None:
         )
 
 
-def _matched(settings: DistillSettings, cache: TeacherCache | None) -> MatchedSamples:
-    samples = load_samples(settings.data)
-    if cache is None:
-        return MatchedSamples(samples, torch.arange(len(samples)).numpy(), None, 0)
-    return match_cache(
-        cache,
-        samples,
-        load_encoder(settings.student, settings.max_length),
-        settings.on_mismatch,
-        own_prompts=settings.prompts == "own",
-        targets=settings.targets,
-    )
-
-
-def trust_in_records(
-    objective: Objective, settings: DistillSettings, cache: TeacherCache | None, cache_indices: NDArray[np.int64] | None
-) -> NDArray[np.float32] | None:
-    """The trust in every record of the cache `[len(cache)]`, known for those of these indices; None where the objective
-    needs none. Raises ConfigError or MismatchError where it is not to be had."""
-    if not objective.inputs.has_trust:
-        return None
-    if cache is None or cache_indices is None:
-        raise ConfigError("the weighting needs the trust in a teacher, but no cache is given: name one (--cache DIR)")
-    path = trust_path(cache.location, settings.trust)
-    trust = read_trust(path, cache, settings.data)
-    require_trust(path, trust, cache_indices, cache, settings.data)
-    return trust
-
-
-def open_cache_of(settings: DistillSettings) -> TeacherCache:
-    """The cache that the settings name. Raises CacheError where it cannot be opened."""
-    limit_gb = settings.staging_limit_gb
-    limit_bytes = LIMIT_BYTES if limit_gb is None else round(limit_gb * 1e9)
-    return open_cache(str(settings.cache), staging=settings.staging, staging_limit_bytes=limit_bytes)
-
-
-def build_student_objective(settings: DistillSettings, student: LoadedModel, manifest: Manifest | None) -> Objective:
-    """The objective of these settings, for what the cache holds and the student gives."""
+def build_student_objective(
+    settings: DistillSettings, student: LoadedModel, manifests: Sequence[Manifest]
+) -> Objective:
+    """The objective of these settings, for what the caches hold and the student gives."""
     teacher_features = {
-        name: FeatureStatistics(torch.from_numpy(held.mean).float(), torch.from_numpy(held.deviation).float())
-        for name, held in (manifest.feature_statistics if manifest else {}).items()
+        numbered(name, teacher) if len(manifests) > 1 else name: FeatureStatistics(
+            torch.from_numpy(held.mean).float(), torch.from_numpy(held.deviation).float()
+        )
+        for teacher, manifest in enumerate(manifests)
+        for name, held in manifest.feature_statistics.items()
     }
-    if manifest and any(feature.name == "vision" for feature in settings.objective.features):
-        layout = manifest.rules.layout("vision")
-        require_places(layout.num_places, layout.name, student.encoder.num_image_tokens)
+    if any(feature.name == "vision" for feature in settings.objective.features):
+        layouts = {manifest.rules.layout("vision") for manifest in manifests if "vision" in manifest.feature_sizes}
+        if len(layouts) > 1:
+            names = ", ".join(sorted(layout.name for layout in layouts))
+            raise MismatchError(
+                f"the caches hold the feature vision as {names}: name caches of one layout, or leave it out"
+            )
+        for layout in layouts:
+            require_places(layout.num_places, layout.name, student.encoder.num_image_tokens)
     hidden_size = student.model.config.get_text_config().hidden_size
     return build_objective(
         energies=[(energy.name, energy.options) for energy in settings.objective.energies],
@@ -184,4 +156,6 @@ def build_student_objective(settings: DistillSettings, student: LoadedModel, man
         reduction=settings.objective.reduction,
         teacher_features=teacher_features,
         student_feature_sizes={"vision": hidden_size, "prompt": hidden_size},
+        num_teachers=len(manifests),
+        combine=settings.ensemble.combine,
     )

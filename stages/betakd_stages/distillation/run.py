@@ -22,6 +22,7 @@ from betakd_stages.distillation.preparation import Prepared, prepare
 from betakd_stages.distillation.probe import Probe
 from betakd_stages.distillation.selection import ACCURACY, Selection
 from betakd_stages.distillation.student import load_student
+from betakd_stages.distillation.teaching import keep_fitted_numbers
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.distillation.training_log import METRICS, TrainingLog, read_rows
 from betakd_stages.distillation.validation import validation_accuracy
@@ -58,7 +59,7 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     if (out / MODEL_FOLDER).is_dir():
         result = json.loads((out / RESULT).read_text(encoding="utf-8"))
         return DistillSummary(result["steps"], result["metrics"], already_finished=True)
-    prepared = prepare(settings, out)
+    prepared = prepare(settings, out, progress)
     steps, kept_step = _train(settings, prepared, out, progress)
     student = prepared.student
     if is_sharded(student.model):
@@ -83,6 +84,8 @@ def _train(settings: DistillSettings, prepared: Prepared, out: Path, progress: P
     """The steps made, and the one whose student is kept where that is not the last by definition."""
     index, count = index_and_count()
     out.mkdir(parents=True, exist_ok=True)
+    if index == 0:
+        keep_fitted_numbers(prepared.teaching, out)
     checkpoint = last_checkpoint(out / "checkpoints")
     resumed_step = step_of(checkpoint) if checkpoint else 0
     trainer = prepared.trainer(settings)

@@ -1,9 +1,9 @@
 """The mixture of teachers, sum of w_t p_t, as the targets of one teacher.
 
 The mixture is taken at temperature 1, of each teacher's whole distribution: what it keeps as it is, and its tail spread
-evenly over the ids that it does not keep, the flattest of all distributions that agree with what is cached. So an id that
-another teacher keeps gets its share, nothing is counted twice, and everything sums to one. Where everything is kept the
-mixture is exact. Shapes: N tokens, T teachers, V ids, U the ids that any of them keeps at a token.
+evenly over the ids that it does not keep, the flattest of all distributions that agree with what is cached. So an id
+that another teacher keeps gets its share, nothing is counted twice, and everything sums to one. Where everything is
+kept the mixture is exact. Shapes: N tokens, T teachers, V ids, U the ids that any of them keeps at a token.
 """
 
 import dataclasses

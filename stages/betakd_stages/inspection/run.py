@@ -8,17 +8,18 @@ import torch
 
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, SampleSet, chosen_samples
-from betakd_stages.distillation.dataset import EncodedSamples, make_collator
+from betakd_stages.distillation.dataset import EncodedSamples
 from betakd_stages.distillation.distiller import Distiller, load_weights
-from betakd_stages.distillation.matching import match_cache
-from betakd_stages.distillation.preparation import build_student_objective, open_cache_of, trust_in_records
+from betakd_stages.distillation.preparation import build_student_objective
 from betakd_stages.distillation.run import MODEL_FOLDER, WEIGHTING
+from betakd_stages.distillation.teaching import match_teachers, open_caches_of
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.errors import ConfigError, DataError
 from betakd_stages.inspection.tokens import conversation, token_views
 from betakd_stages.inspection.views import ChannelView, SampleView
 from betakd_stages.models.loading import load_model
 from betakd_stages.objective import ObjectiveOutput
+from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import DistillSettings
 
 
@@ -38,24 +39,19 @@ def inspect_samples(
             f"{run} learned from shuffled records, so what it saw is not the sample's own: name another run"
         )
     student = load_model(str(run / MODEL_FOLDER), max_length=settings.max_length)
-    cache = open_cache_of(settings) if settings.cache else None
-    manifest = cache.manifest if cache else None
-    samples: Sequence[Sample] = _chosen(load_samples(settings.data), sample_ids, count)
-    sha256 = answers = places = None
-    if cache is not None:
-        asked = SampleSet(settings.data, samples)
-        matched = match_cache(
-            cache, asked, student.encoder, "stop", own_prompts=settings.prompts == "own", targets=settings.targets
-        )
-        samples, sha256, answers, places = matched.samples, matched.image_sha256, matched.answers, matched.cache_indices
-    objective = build_student_objective(settings, student, manifest)
+    caches = open_caches_of(settings)
+    asked = SampleSet(settings.data, _chosen(load_samples(settings.data), sample_ids, count))
+    strict = settings.model_copy(update={"on_mismatch": "stop"})
+    teaching = match_teachers(strict, caches, asked, student.encoder, run, SilentProgress())
+    matched = teaching.matched
+    objective = build_student_objective(settings, student, [cache.manifest for cache in caches])
     load_weights(objective, run / WEIGHTING)
-    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, manifest).eval()
-    dataset = EncodedSamples(samples, student.encoder, sha256, answers)
-    collate = make_collator(student.encoder, cache, places, trust=trust_in_records(objective, settings, cache, places))
+    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, teaching.teacher).eval()
+    dataset = EncodedSamples(matched.samples, student.encoder, matched.image_sha256, matched.answers)
+    collate = teaching.collator(student.encoder, objective)
     return [
         _view(distiller, student.encoder, sample, collate([dataset[place]]), dataset[place][1], num_guesses)
-        for place, sample in enumerate(samples)
+        for place, sample in enumerate(matched.samples)
     ]
 
 

@@ -9,12 +9,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import linear
 
-from betakd_stages.distillation.cached_targets import decode_batch, labels_only
 from betakd_stages.distillation.distiller import Distiller
 from betakd_stages.encoding import IGNORED, EncodedSample, Encoder
 from betakd_stages.inspection.views import Guess, TokenView
 from betakd_stages.models.forward import answer_rows
-from betakd_stages.statistics import Head, student_statistics
+from betakd_stages.statistics import Head
 
 
 def token_views(
@@ -25,14 +24,11 @@ def token_views(
     embeddings = distiller.student.get_output_embeddings()
     head = Head(embeddings.weight, embeddings.bias)
     student = _log_probabilities(rows.hidden, head, encoder.vocabulary_size)
-    has_teacher = distiller.manifest is not None
-    if distiller.manifest is not None:
-        targets = decode_batch(batch["teacher"], distiller.manifest, rows.hidden.device).targets
-    else:
-        targets = labels_only(rows.gold_ids, rows.sample_index, 1, encoder.vocabulary_size)
-    objective = distiller.objective
-    statistics = student_statistics(rows.hidden, head, targets, objective.needs(targets))
-    energies = {name: energy(statistics, targets).tolist() for name, energy in objective.energies.items()}
+    has_teacher = distiller.teacher is not None
+    cached = distiller.cached(batch, rows)
+    targets = cached.targets
+    _, of_tokens = distiller.objective.token_energies(rows.hidden, head, targets, cached.experts)
+    energies = {name: energy.tolist() for name, energy in of_tokens.items()}
     teacher, teacher_gold = targets.log_probabilities(), targets.gold_log_probability().exp().tolist()
     largest = student.topk(min(num_guesses, encoder.vocabulary_size))
     views = []

@@ -7,6 +7,7 @@ from betakd_stages.settings.adapters import AdapterSettings
 from betakd_stages.settings.base import Settings
 from betakd_stages.settings.caching import CacheTeacherSettings
 from betakd_stages.settings.distill import ControlSettings, DistillSettings
+from betakd_stages.settings.ensemble import EnsembleSettings
 from betakd_stages.settings.evaluation import EvaluateSettings
 from betakd_stages.settings.objective import EnergySettings, FeatureSettings, ObjectiveSettings, WeightingSettings
 from betakd_stages.settings.ray import RaySettings
@@ -23,6 +24,7 @@ __all__ = [
     "ControlSettings",
     "DistillSettings",
     "EnergySettings",
+    "EnsembleSettings",
     "EvaluateSettings",
     "FeatureSettings",
     "FitSettings",

@@ -1,13 +1,22 @@
 """The settings of stage two."""
 
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from betakd_stages.settings.adapters import AdapterSettings
 from betakd_stages.settings.base import MAX_LENGTH, Settings
+from betakd_stages.settings.ensemble import EnsembleSettings
 from betakd_stages.settings.objective import EnergySettings, ObjectiveSettings, WeightingSettings
 from betakd_stages.settings.training import TrainingSettings
+
+
+def listed(cache: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The caches that a setting names, none or more."""
+    if cache is None:
+        return ()
+    return (cache,) if isinstance(cache, str) else tuple(cache)
 
 
 class ControlSettings(Settings):
@@ -22,7 +31,10 @@ class DistillSettings(Settings):
     """Stage two."""
 
     student: str = Field(description="folder of the student, as saved by save_pretrained")
-    cache: str | None = Field(default=None, description="folder of the teacher cache; none: labels only, no energies")
+    cache: str | tuple[str, ...] | None = Field(
+        default=None, description="folder of the teacher cache, or a list of several; none: labels only, no energies"
+    )
+    ensemble: EnsembleSettings = EnsembleSettings()
     staging: str | None = Field(
         default=None, description="folder for shards of a cache in an object store; default: the user's cache folder"
     )
@@ -57,6 +69,43 @@ class DistillSettings(Settings):
     training: TrainingSettings = TrainingSettings()
     adapter: AdapterSettings = AdapterSettings()
     control: ControlSettings = ControlSettings()
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The caches named, none or more."""
+        return listed(self.cache)
+
+    @field_validator("cache", mode="after")
+    @classmethod
+    def _one_is_no_list(cls, cache: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        named = listed(cache)
+        if len(set(named)) < len(named):
+            raise ValueError(f"a cache is named twice in {', '.join(named)}: name each once")
+        return named[0] if len(named) == 1 else cache or None
+
+    @model_validator(mode="after")
+    def _what_several_caches_allow(self) -> "DistillSettings":
+        if len(self.caches) < 2:
+            if self.ensemble != EnsembleSettings():
+                raise ValueError("ensemble says how several caches are put together: name several, or leave it out")
+            return self
+        if self.ensemble.combine == "channels" and self.ensemble.weighting != "uniform":
+            raise ValueError(
+                f"ensemble.weighting is {self.ensemble.weighting} but ensemble.combine is channels, where each teacher "
+                "has its own beta: leave one of them out"
+            )
+        if self.ensemble.combine != "mixture" and self.weighting.name in ("robust", "gradnorm", "pcgrad"):
+            raise ValueError(
+                f"weighting {self.weighting.name} takes the teachers as one: use ensemble.combine mixture, or another "
+                "weighting"
+            )
+        if self.control.shuffle_records:
+            raise ValueError("control.shuffle_records is for one cache: name one")
+        if self.targets == "generated":
+            raise ValueError("targets is generated, but teachers write different answers: name one cache")
+        if self.trust is not None:
+            raise ValueError("trust names one file, but each of several caches has its own beside it: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _what_they_need(self) -> "DistillSettings":

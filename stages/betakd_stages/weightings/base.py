@@ -18,12 +18,19 @@ PerChannel = float | Mapping[str, float]
 class WeightingOutput:
     """The weighted objective of a batch of B samples with C channels."""
 
-    objective: Tensor
-    """`[B]`, unreduced."""
+    cross_entropy_terms: Tensor
+    """`[B]`, what the labels add to the objective, unreduced."""
+    channel_terms: Tensor
+    """`[B, C]`, what each channel adds; 0 where it is absent."""
     betas: Tensor
     """`[B, C]`, the weights; 0 where a channel is absent."""
     cross_entropy_weights: Tensor
     """`[B]`."""
+
+    @property
+    def objective(self) -> Tensor:
+        """`[B]`, the sum of all terms."""
+        return self.cross_entropy_terms + self.channel_terms.sum(dim=1)
 
 
 class Weighting(nn.Module, ABC):

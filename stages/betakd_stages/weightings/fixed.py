@@ -24,4 +24,4 @@ class FixedWeighting(Weighting):
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
         betas = self.betas.to(energies.dtype) * present
         weights = torch.full_like(cross_entropy, self.cross_entropy_weight)
-        return WeightingOutput(weights * cross_entropy + (betas * energies).sum(dim=1), betas, weights)
+        return WeightingOutput(weights * cross_entropy, betas * energies, betas, weights)

@@ -45,8 +45,8 @@ class GradientWeighting(Weighting):
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
         betas = (self.weights[1:] * present).to(energies.dtype)
         weights = (self.cross_entropy_weight * self.weights[0]).to(cross_entropy.dtype).expand_as(cross_entropy)
-        objective = weights * cross_entropy + (betas * energies).sum(dim=1)
-        return WeightingOutput(_RefuseBackward.apply(objective), betas, weights)
+        terms = _RefuseBackward.apply(weights * cross_entropy), _RefuseBackward.apply(betas * energies)
+        return WeightingOutput(*terms, betas, weights)
 
     @abstractmethod
     def combine(self, gradients: Sequence[Gradient], losses: Tensor) -> Gradient:

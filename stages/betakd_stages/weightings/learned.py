@@ -90,8 +90,7 @@ class LearnedWeighting(Weighting):
             weights, offset = weights * betas[:, 0], self.cross_entropy_weight * complexity[:, 0]
             betas, complexity = betas[:, 1:], complexity[:, 1:]
         betas, complexity = betas.masked_fill(~present, 0.0), complexity.masked_fill(~present, 0.0)
-        objective = weights * cross_entropy - offset + (betas * energies - complexity).sum(dim=1)
-        return WeightingOutput(objective, betas, weights)
+        return WeightingOutput(weights * cross_entropy - offset, betas * energies - complexity, betas, weights)
 
 
 def _one_number(values: PerChannel) -> Tensor:

@@ -49,7 +49,7 @@ class ManualWeighting(Weighting):
             betas = self.measured().to(energies.dtype).expand_as(energies)
         betas = betas.masked_fill(~present, 0.0)
         weights = torch.full_like(cross_entropy, self.cross_entropy_weight)
-        return WeightingOutput(weights * cross_entropy + (betas * energies).sum(dim=1), betas, weights)
+        return WeightingOutput(weights * cross_entropy, betas * energies, betas, weights)
 
     def measured(self) -> Tensor:
         """The frozen betas, `[C]`. Raises ConfigError where an energy was 0."""

@@ -28,4 +28,4 @@ class RobustWeighting(FixedWeighting):
     def forward(self, cross_entropy: Tensor, energies: Tensor, present: Tensor, inputs: Tensor) -> WeightingOutput:
         betas = (inputs[:, :1] * self.betas).to(energies.dtype).masked_fill(~present, 0.0)
         weights = torch.full_like(cross_entropy, self.cross_entropy_weight)
-        return WeightingOutput(weights * cross_entropy + (betas * energies).sum(dim=1), betas, weights)
+        return WeightingOutput(weights * cross_entropy, betas * energies, betas, weights)

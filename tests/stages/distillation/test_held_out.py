@@ -46,13 +46,13 @@ def settings(world: World, **changes: Any) -> DistillSettings:
     return DistillSettings.model_validate({**common, "objective": {"energies": ["fkl"]}, **changes})
 
 
-def opened(asked: DistillSettings) -> Any:
-    return open_cache(str(asked.cache))
+def opened(asked: DistillSettings, path: str) -> Any:
+    return open_cache(path)
 
 
 def measured(world: World, student: LoadedModel, **changes: Any) -> dict[str, float]:
     asked = settings(world, **changes)
-    return held_out_agreement(asked, student.encoder, opened(asked), opened).measure(student)
+    return held_out_agreement(asked, student.encoder, open_cache(str(asked.cache)), opened).measure(student)
 
 
 def log_probabilities(loaded: LoadedModel, specification: str) -> list[NDArray[np.float64]]:
@@ -133,7 +133,7 @@ def test_without_a_name_the_runs_own_cache_is_taken_where_it_holds_every_sample(
     assert measured(world, student, validation=HELD_OUT) == {}
     assert measured(world, student, validation=f"{world.data}&pixel_noise=0.1") == {}  # other images
     nothing = settings(world, training=TRAINING)
-    assert held_out_agreement(nothing, student.encoder, opened(nothing), opened).measure(student) == {}
+    assert held_out_agreement(nothing, student.encoder, open_cache(str(nothing.cache)), opened).measure(student) == {}
 
 
 def test_a_cache_of_another_teacher_is_refused(world: World, tmp_path: Path) -> None:

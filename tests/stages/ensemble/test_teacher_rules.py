@@ -3,22 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from betakd_stages.ensemble.rules import teacher_weights
 from betakd_stages.targets import TeacherTargets
 
+Floats = NDArray[np.float64]
+Teachers = list[TeacherTargets]
 SAMPLE_INDEX = np.array([0, 0, 0, 1, 2, 2])
 HELD = np.array([[True, True, True], [True, True, True], [False, True, True]])
 NUM_TOKENS, NUM_SAMPLES, NUM_TEACHERS, VOCABULARY_SIZE = 6, 3, 3, 11
 
 
 @pytest.fixture
-def logits() -> np.ndarray:
+def logits() -> Floats:
     return np.random.default_rng(0).normal(scale=2.0, size=(NUM_TEACHERS, NUM_TOKENS, VOCABULARY_SIZE))
 
 
 @pytest.fixture
-def teachers(logits) -> list[TeacherTargets]:
+def teachers(logits: Floats) -> list[TeacherTargets]:
     return [
         TeacherTargets.from_logits(
             torch.from_numpy(of_one),
@@ -30,18 +33,20 @@ def teachers(logits) -> list[TeacherTargets]:
     ]
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
+def probabilities(logits: Floats) -> Floats:
     shifted = np.exp(logits)
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def of_samples(values: np.ndarray) -> np.ndarray:
+def of_samples(values: Floats) -> Floats:
     return np.stack([values[sample == SAMPLE_INDEX].mean(axis=0) for sample in range(NUM_SAMPLES)])
 
 
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_entropy_weights_are_exp_of_minus_entropy_normalised(teachers, logits, per_token, scale) -> None:
+def test_entropy_weights_are_exp_of_minus_entropy_normalised(
+    teachers: Teachers, logits: Floats, per_token: bool, scale: float
+) -> None:
     weights = teacher_weights(
         "entropy", teachers, torch.from_numpy(HELD), per_token=per_token, entropy_scale=scale
     ).numpy()
@@ -55,7 +60,7 @@ def test_entropy_weights_are_exp_of_minus_entropy_normalised(teachers, logits, p
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-def test_confidence_weights_are_those_of_ca_mkd(teachers, logits, per_token) -> None:
+def test_confidence_weights_are_those_of_ca_mkd(teachers: Teachers, logits: Floats, per_token: bool) -> None:
     weights = teacher_weights("confidence", teachers, torch.from_numpy(HELD), per_token=per_token).numpy()
 
     gold = np.stack([of_one[np.arange(NUM_TOKENS), np.arange(NUM_TOKENS)] for of_one in probabilities(logits)], axis=1)
@@ -70,14 +75,14 @@ def test_confidence_weights_are_those_of_ca_mkd(teachers, logits, per_token) -> 
         np.testing.assert_allclose(weights[token], expected, atol=1e-12)
 
 
-def test_uniform_weights_are_alike_among_those_who_hold_the_sample(teachers) -> None:
+def test_uniform_weights_are_alike_among_those_who_hold_the_sample(teachers: Teachers) -> None:
     weights = teacher_weights("uniform", teachers, torch.from_numpy(HELD))
 
     np.testing.assert_allclose(weights[:4], 1 / 3)
     np.testing.assert_allclose(weights[4:], [[0.0, 0.5, 0.5]] * 2)
 
 
-def test_trust_is_shared_out_and_no_trust_at_all_counts_alike(teachers) -> None:
+def test_trust_is_shared_out_and_no_trust_at_all_counts_alike(teachers: Teachers) -> None:
     trust = torch.tensor([[0.2, 0.6, 0.0], [0.0, 0.0, 0.0], [0.9, 0.0, 0.5]])
 
     weights = teacher_weights("trust", teachers, torch.from_numpy(HELD), given=trust)
@@ -89,7 +94,7 @@ def test_trust_is_shared_out_and_no_trust_at_all_counts_alike(teachers) -> None:
 
 @pytest.mark.parametrize("rule", ["uniform", "entropy", "confidence", "trust", "learned"])
 @pytest.mark.parametrize("per_token", [False, True])
-def test_one_teacher_has_weight_one(teachers, rule, per_token) -> None:
+def test_one_teacher_has_weight_one(teachers: Teachers, rule: str, per_token: bool) -> None:
     held = torch.ones(NUM_SAMPLES, 1, dtype=torch.bool)
 
     alone = teacher_weights(rule, teachers[:1], held, per_token=per_token, given=torch.rand(NUM_SAMPLES, 1))
@@ -98,7 +103,7 @@ def test_one_teacher_has_weight_one(teachers, rule, per_token) -> None:
 
 
 @pytest.mark.parametrize("rule", ["uniform", "entropy", "confidence", "trust", "learned"])
-def test_weights_sum_to_one_and_whoever_is_alone_carries_the_sample(teachers, rule) -> None:
+def test_weights_sum_to_one_and_whoever_is_alone_carries_the_sample(teachers: Teachers, rule: str) -> None:
     held = torch.tensor([[True, False, False], [False, True, True], [True, True, True]])
 
     weights = teacher_weights(rule, teachers, held, given=torch.rand(NUM_SAMPLES, NUM_TEACHERS))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.features import FeatureChannel, FeatureStatistics, arrange
-from betakd_stages.objective import build_objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.statistics import Head
 
 STATISTICS = FeatureStatistics(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 0.0, 4.0]))

@@ -7,7 +7,8 @@ from tests.stages.objective import oracles
 from tests.stages.objective.batches import VOCABULARY
 from torch import Tensor
 
-from betakd_stages.objective import Objective, build_objective
+from betakd_stages.objective import Objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.statistics import Head
 from betakd_stages.targets import TeacherTargets
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.features import FeatureStatistics
-from betakd_stages.objective import Objective, ObjectiveOutput, build_objective, require_finite
+from betakd_stages.objective import Objective, ObjectiveOutput, require_finite
+from betakd_stages.objective_building import build_objective
 from betakd_stages.statistics import Head
 from betakd_stages.targets import TeacherTargets
 

@@ -3,7 +3,7 @@
 import torch
 from tests.stages.objective.batches import Batch
 
-from betakd_stages.objective import build_objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.statistics import Head
 from betakd_stages.targets import TeacherTargets
 

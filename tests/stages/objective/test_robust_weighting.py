@@ -11,7 +11,8 @@ from tests.stages.objective.batches import make_batch
 
 from betakd_stages.energies import ENERGIES
 from betakd_stages.errors import ConfigError
-from betakd_stages.objective import Objective, ObjectiveOutput, build_objective
+from betakd_stages.objective import Objective, ObjectiveOutput
+from betakd_stages.objective_building import build_objective
 from betakd_stages.statistics import Head
 from betakd_stages.targets import TeacherTargets
 

@@ -12,7 +12,8 @@ from tests.stages.objective.batches import Batch
 from torch import Tensor
 
 from betakd_stages.errors import ConfigError
-from betakd_stages.objective import Objective, ObjectiveOutput, build_objective
+from betakd_stages.objective import Objective, ObjectiveOutput
+from betakd_stages.objective_building import build_objective
 from betakd_stages.statistics import Head
 from betakd_stages.weightings import Weighting, make_weighting
 from betakd_stages.weightings.gradients import GradNorm, PCGrad

@@ -10,7 +10,7 @@ from tests.stages.objective.batches import Batch, make_batch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from betakd_stages.objective import build_objective
+from betakd_stages.objective_building import build_objective
 from betakd_stages.statistics import Head
 
 NUM_BATCHES = 2

@@ -168,7 +168,8 @@ def _explain(model: type[BaseModel], details: ErrorDetails, places: Mapping[Key,
         remedy = "give it on the command line or in the configuration file"
         return f"{where}{_dotted(key)} is missing; expected {description or 'a value'}: {remedy}"
     if details["type"] == "value_error":
-        return f"{where}{_dotted(key)}: {details['msg'].removeprefix('Value error, ')}".replace(": : ", ": ")
+        named = f"{_dotted(key)}: " if key else ""
+        return f"{where}{named}{details['msg'].removeprefix('Value error, ')}"
     mapping = details["type"] in ("model_type", "dict_type")
     expected = "a mapping" if mapping else details["msg"].removeprefix("Input should be ")
     return f"{where}{_dotted(key)}: found {_show(details['input'])}, expected {expected}"

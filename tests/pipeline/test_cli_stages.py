@@ -151,7 +151,7 @@ def test_a_cache_of_other_data_is_one_line_and_leaves_nothing(
     out = tmp_path / "run"
     message = refused(capsys, distil(student, cache, out, "digits:test"), out)
     assert "the cache holds no such sample" in message
-    assert "the cache was made from 'digits:transfer'" in message
+    assert f"{cache} was made from 'digits:transfer'" in message
 
 
 def test_a_student_with_another_tokenizer_is_one_line_and_leaves_nothing(

@@ -4,8 +4,8 @@
                                           [--json FILE]
 
 Teachers, caches and students are those of the demo, with 20 % of the transfer labels wrong; what a specialist never saw
-it answers wrongly, and surely. The fixed weight of each row is chosen by the mean accuracy on the validation part, whose
-labels are as noisy; the test's are right. The last rows are no students: the specialists themselves, and the average of
+it answers wrongly, and surely. The fixed weight of each row is chosen by the mean accuracy on the validation part, with
+labels as noisy; the test's are right. The last rows are no students: the specialists themselves, and the average of
 their weights, which began as one network. A run takes some 10 seconds of one core; what is in --out already is not run
 again.
 """

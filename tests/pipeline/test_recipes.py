@@ -1,6 +1,7 @@
 """The recipes that come with the package: each is valid, and its run can be tried without being made."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
 def caches(
     models: dict[str, tuple[Path, Path]], data: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The teachers' caches, by their recipes."""
+    """The teachers' caches, by their recipes; a student serves as a second teacher."""
     folder = tmp_path_factory.mktemp("caches")
-    for family, (teacher, _) in models.items():
+    made = {family: (teacher, family) for family, (teacher, _) in models.items()}
+    made["second"] = (models["llava-qwen"][1], "llava-qwen")
+    for name, (teacher, family) in made.items():
         flags = ["--recipe", f"{family}-teacher", "--teacher", str(teacher), "--data", data]
-        assert main(["cache-teacher", *flags, *SHORT, "--out", str(folder / family)]) == 0
-    return {family: folder / family for family in models}
+        assert main(["cache-teacher", *flags, *SHORT, "--out", str(folder / name)]) == 0
+    return {name: folder / name for name in made}
 
 
 SHORT = ["--set", "max_length=256"]
@@ -77,6 +80,8 @@ def test_a_recipe_passes_a_dry_run_that_leaves_nothing_behind(
         "cache-teacher": ["--teacher", str(teacher)],
         "distill": ["--student", str(student), "--cache", str(caches[family])],
     }
+    if name == "merge-specialists":
+        inputs["distill"] += ["--cache", str(caches["second"])]
     command = recipe_command(name)
     arguments = [command, "--recipe", name, *inputs[command], "--data", data, *SHORT, "--dry-run"]
     capsys.readouterr()
@@ -84,12 +89,12 @@ def test_a_recipe_passes_a_dry_run_that_leaves_nothing_behind(
     lines = capsys.readouterr().out.splitlines()
     if command == "distill":
         training = load_settings(
-            DistillSettings, None, {"student": "s", "cache": "c", "data": "d"}, recipe=name
+            DistillSettings, None, {"student": "s", "cache": ["c", "c2"], "data": "d"}, recipe=name
         ).training
         size = training.global_batch_size or training.batch_size
         batches = f"as {size // training.batch_size} batches of {training.batch_size} in each of 1 processes"
         assert lines[0] == "samples: 16 (0 dropped)"
-        assert lines[1] == f"steps: {training.steps or 1} of {size} samples, {batches}"
+        assert lines[1] == f"steps: {training.steps or math.ceil(16 / size)} of {size} samples, {batches}"
         assert [line.split(":")[0] for line in lines[-3:]] == ["checkpoint", "peak memory", "peak GPU memory"]
     else:
         assert any(line.startswith("total_bytes: ") for line in lines)
@@ -115,7 +120,7 @@ def test_a_dry_run_finds_what_the_run_would(
 def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split(" ")[0] for line in listed[:9]] == recipe_names()
+    assert [line.split(" ")[0] for line in listed[:10]] == recipe_names()
     assert main(["recipes", "llava-qwen-stage1"]) == 0
     assert capsys.readouterr().out == recipe_path("llava-qwen-stage1").read_text(encoding="utf-8")
 

@@ -190,15 +190,45 @@ def derive(
     _show(derived.to_json(), as_json)
 
 
-@cache_app.command(epilog=examples("betakd-pipe cache merge cache-a cache-b --out both"))
+@cache_app.command(
+    epilog=examples(
+        "betakd-pipe cache merge cache-a cache-b --out both",
+        "betakd-pipe cache merge --mixture a b --out mixed --teacher-weighting confidence",
+        "betakd-pipe cache merge --mixture a b --out mixed --teacher-weighting learned --data digits:transfer",
+    )
+)
 def merge(
-    caches: Annotated[list[str], typer.Argument(help="Folders or URLs of caches of one teacher.", metavar="CACHE...")],
+    caches: Annotated[list[str], typer.Argument(help="Folders or URLs of caches.", metavar="CACHE...")],
     out: Out,
+    mixture: Annotated[bool, typer.Option("--mixture", help="Several teachers of the same samples.")] = False,
+    teacher_weighting: Annotated[
+        str | None, typer.Option(help="uniform, entropy, confidence, trust or learned; for --mixture.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="NAME:SPLIT[?key=value&...], for learned weights.")] = None,
+    config: Config = None,
+    set_: Set = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """One cache of several that hold different samples of one teacher."""
+    """One cache of several: of one teacher and different samples or, with --mixture, of several teachers and the same.
+
+    A mixture is that of the teachers' distributions at temperature 1. A sample that one teacher lacks is carried by the
+    others.
+    """
+    flags = {"teacher_weighting": teacher_weighting, "data": data}
+    if mixture:
+        from betakd_pipe.config import load_settings
+        from betakd_pipe.progress import terminal_progress
+        from betakd_pipe.stage_runs import cache_mixture
+        from betakd_stages.settings import MixtureSettings
+
+        settings = load_settings(MixtureSettings, config, {"caches": caches, **flags}, set_ or ())
+        merged = cache_mixture(settings, out, overwrite=overwrite, progress=terminal_progress())
+        _show(merged.to_json(), as_json)
+        return
+    if config or set_ or any(flags.values()):
+        raise ConfigError("--teacher-weighting, --data, --config and --set are for several teachers: add --mixture")
     from betakd_cache import merge as merge_caches
 
     _show(merge_caches(caches, out, overwrite=overwrite).to_json(), as_json)

@@ -18,6 +18,7 @@ from betakd_stages.settings import (
     CacheVisionSettings,
     DistillSettings,
     EvaluateSettings,
+    MixtureSettings,
     TrustSettings,
 )
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from betakd_stages.caching.vision import VisionSummary
     from betakd_stages.caching.vision_estimation import VisionEstimate
     from betakd_stages.distillation.run import DistillSummary
+    from betakd_stages.ensemble.merging import MixtureMerger
     from betakd_stages.inspection import SampleView
     from betakd_stages.models.building import BuiltModel
     from betakd_stages.trust.report import TrustReport
@@ -84,6 +86,13 @@ def cache_trust(settings: TrustSettings, *, num_clashes: int = 10, progress: Pro
     from betakd_stages.trust.run import fit_trust as stage
 
     return stage(settings, num_clashes=num_clashes, progress=progress)
+
+
+def cache_mixture(settings: MixtureSettings, out: str, *, overwrite: bool, progress: Progress) -> "MixtureMerger":
+    """What was mixed into one cache."""
+    from betakd_stages.ensemble.merging import merge_mixture as stage
+
+    return stage(settings, out, overwrite=overwrite, progress=progress)
 
 
 def cache_vision(

@@ -9,6 +9,7 @@ from betakd_stages.settings.caching import CacheTeacherSettings
 from betakd_stages.settings.distill import ControlSettings, DistillSettings
 from betakd_stages.settings.ensemble import EnsembleSettings
 from betakd_stages.settings.evaluation import EvaluateSettings
+from betakd_stages.settings.mixture import MixtureSettings
 from betakd_stages.settings.objective import EnergySettings, FeatureSettings, ObjectiveSettings, WeightingSettings
 from betakd_stages.settings.ray import RaySettings
 from betakd_stages.settings.selection import SelectionSettings
@@ -29,6 +30,7 @@ __all__ = [
     "FeatureSettings",
     "FitSettings",
     "GenerationSettings",
+    "MixtureSettings",
     "ObjectiveSettings",
     "RaySettings",
     "SelectionSettings",

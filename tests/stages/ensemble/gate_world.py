@@ -63,7 +63,7 @@ def planted_teachers(
             features = {name: generator.normal(size=size).astype(np.float32) for name, size in FEATURES[number].items()}
             features["prompt"][0] = sides[place]
             records.append(record_of(f"s{place}", logits[place], labels[[place]], RULES[number], features))
-        generator.shuffle(records)  # type: ignore[arg-type]
+        generator.shuffle(records)
         path = folder / f"teacher-{number}"
         caches.append(write_cache(path, records, RULES[number], VOCABULARY, feature_sizes=FEATURES[number]))
         indices[held, number] = caches[number].index_of([f"s{place}" for place in held])

@@ -27,8 +27,9 @@ def test_skill_of_several_teachers_is_what_their_mixture_gains() -> None:
     p, b, pi = generator.random((9, 3, 2)), generator.random((9, 2)), generator.dirichlet(np.ones(4), 9)
     mixture = np.einsum("st,stl->sl", pi[:, :3], p) + pi[:, 3:] * b
     none = np.zeros((9, 3), np.float32)
-    logs = [np.log(values).astype(np.float32) for values in (p, b)]
-    found = skills(pi[:, :3].astype(np.float32), Evidence(none, *logs, np.ones((9, 3), bool), none, none))
+    teachers, background = (np.log(values).astype(np.float32) for values in (p, b))
+    evidence = Evidence(none, teachers, background, np.ones((9, 3), bool), none, none)
+    found = skills(pi[:, :3].astype(np.float32), evidence)
     np.testing.assert_allclose(found, np.log(mixture / b).sum(axis=1), atol=1e-5)
 
 

@@ -1,0 +1,253 @@
+"""`cache merge --mixture`: the mixture of several teachers, mixed once, as a cache like any other."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from betakd_cache import CacheWriter, TeacherCache, TeacherRecord, open_cache
+from betakd_cache.layout import RESERVED_COLUMNS, focus_name
+from betakd_cache.record import RowValue
+from betakd_stages.data import load_samples
+from betakd_stages.data.sample import Sample, chosen_samples
+from betakd_stages.distillation.cached_targets import CachedBatch, decode_batch
+from betakd_stages.ensemble.aligning import aligned, capped, kept_gold
+from betakd_stages.ensemble.gate import fitted_weights
+from betakd_stages.ensemble.mixing import mix_targets
+from betakd_stages.ensemble.parts import JoinedSamples, join_samples, mixture_identity, mixture_rules, require_parts
+from betakd_stages.ensemble.rules import MEASURED, sample_means, teacher_weights
+from betakd_stages.errors import MismatchError
+from betakd_stages.progress import Progress
+from betakd_stages.settings import FitSettings, MixtureSettings
+from betakd_stages.targets import TeacherTargets
+from betakd_stages.teachers.records import OF_ENTRIES, flat_columns
+from betakd_stages.trust.evidence import Floats
+from betakd_stages.trust.file import read_trust, require_trust, trust_path
+
+BLOCK_SAMPLES = 64
+
+_Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureMerger:
+    """What `merge_mixture` wrote."""
+
+    path: str
+    sources: tuple[str, ...]
+    teacher_weighting: str
+    mean_weights: tuple[float, ...]
+    """Of each teacher over all samples."""
+    num_samples: int
+    num_carried: int
+    """Samples that some of the caches lack: the others carry them."""
+    num_rejected: int
+    num_tokens: int
+    num_shards: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"sources": list(self.sources), "mean_weights": list(self.mean_weights)}
+
+
+def merge_mixture(
+    settings: MixtureSettings, target: str, *, overwrite: bool = False, progress: Progress
+) -> MixtureMerger:
+    """A new cache at `target` of the mixture of the caches' teachers; run again, it resumes.
+
+    Raises CacheError, ConfigError or MismatchError where the caches do not belong together; nothing is written then.
+    """
+    caches = [open_cache(source) for source in settings.caches]
+    require_parts(caches)
+    joined, rules = join_samples(caches), mixture_rules(caches)
+    given = _fitted(settings, caches, joined, progress)
+    identity = mixture_identity(caches, _weighting(settings, given))
+    rows = [_further_columns(cache) for cache in caches]
+    mixing = _Mixing(settings, caches, rows, joined, given, rules.token_rule.top_k)
+    with CacheWriter.open_with(
+        target, identity, rules, shard_samples=settings.shard_samples, overwrite=overwrite
+    ) as writer:
+        missing = np.array([n for n, name in enumerate(joined.sample_ids) if name not in writer.stored], np.int64)
+        progress.start("samples mixed", total=len(joined.sample_ids), done=len(joined.sample_ids) - len(missing))
+        try:
+            for start in range(0, len(missing), BLOCK_SAMPLES):
+                places = missing[start : start + BLOCK_SAMPLES]
+                writer.extend(mixing.records(places))
+                progress.advance(len(places))
+        finally:
+            progress.finish()
+        for sample_id, reason in joined.rejected.items():
+            if sample_id not in writer.stored:
+                writer.reject(sample_id, reason)
+        writer.complete()
+    return _summary(settings, target, joined)
+
+
+def _summary(settings: MixtureSettings, target: str, joined: JoinedSamples) -> MixtureMerger:
+    merged = open_cache(target)
+    names = [_weight_column(number) for number in range(len(settings.caches))]
+    weights = merged.rows(names).to_pydict() if len(merged) else {}
+    counts = merged.manifest.counts
+    return MixtureMerger(
+        path=target,
+        sources=settings.caches,
+        teacher_weighting=settings.teacher_weighting,
+        mean_weights=tuple(float(np.mean(values)) for values in weights.values()),
+        num_samples=counts.num_samples,
+        num_carried=joined.num_carried,
+        num_rejected=counts.num_rejected,
+        num_tokens=counts.num_tokens,
+        num_shards=counts.num_shards,
+    )
+
+
+def _fitted(
+    settings: MixtureSettings, caches: Sequence[TeacherCache], joined: JoinedSamples, progress: Progress
+) -> Floats | None:
+    """What a fitted rule says of every teacher and sample `[S, T]`, 0 where one lacks the sample; None for others."""
+    data = settings.data or caches[0].manifest.identity["data"]["specification"]
+    if settings.teacher_weighting == "learned":
+        samples = _samples(data, caches[0], joined.sample_ids)
+        return fitted_weights(caches, joined.indices, samples, settings, progress)
+    if settings.teacher_weighting != "trust":
+        return None
+    given = np.zeros(joined.indices.shape, np.float32)
+    for number, cache in enumerate(caches):
+        places = np.flatnonzero(joined.indices[:, number] >= 0)
+        indices, path = joined.indices[places, number], trust_path(cache.location)
+        trust = read_trust(path, cache, data)
+        require_trust(path, trust, indices, cache, data)
+        given[places, number] = trust[indices]
+    return given
+
+
+def _samples(data: str, cache: TeacherCache, sample_ids: Sequence[str]) -> Sequence[Sample]:
+    """The samples of these ids in the data. Raises MismatchError for other data than the cache's."""
+    samples, held = load_samples(data), cache.manifest.identity["data"]
+    if samples.fingerprint != held["fingerprint"]:
+        raise MismatchError(
+            f"{data} is not the data that {cache.location} was made from (fingerprint {samples.fingerprint[:12]} "
+            f"against {held['fingerprint'][:12]}): give --data, which was {held['specification']!r} then"
+        )
+    positions = {sample.sample_id: position for position, sample in enumerate(samples)}
+    return chosen_samples(samples, [positions[name] for name in sample_ids])
+
+
+def _weighting(settings: MixtureSettings, given: Floats | None) -> dict[str, Any]:
+    """What the weights depend on, for the identity."""
+    rule = settings.teacher_weighting
+    fields: dict[str, Any] = {"rule": rule}
+    if rule in MEASURED:
+        fields["per_token"] = settings.per_token
+    if rule == "entropy":
+        fields["entropy_scale"] = settings.entropy_scale
+    if rule == "learned":
+        fields |= settings.model_dump(mode="json", include=set(FitSettings.model_fields))
+    if rule == "trust" and given is not None:
+        fields["trust_sha256"] = hashlib.sha256(given.tobytes()).hexdigest()
+    return fields
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mixing:
+    """All that the records of a mixture are made of."""
+
+    settings: MixtureSettings
+    caches: Sequence[TeacherCache]
+    rows: Sequence[pa.Table]
+    """Of each cache, its further columns."""
+    joined: JoinedSamples
+    given: Floats | None
+    top_k: int
+
+    def records(self, places: NDArray[np.int64]) -> list[TeacherRecord]:
+        """The records at these places of the samples."""
+        indices = self.joined.indices[places]
+        held = torch.from_numpy(indices >= 0)
+        batches = [
+            decode_batch(cache.batch(column[column >= 0]), cache.manifest, torch.device("cpu"))
+            for cache, column in zip(self.caches, indices.T, strict=True)
+        ]
+        num_tokens = self.joined.num_tokens[places]
+        teachers = aligned([batch.targets for batch in batches], held, torch.from_numpy(num_tokens))
+        weights = teacher_weights(
+            self.settings.teacher_weighting,
+            teachers,
+            held,
+            per_token=self.settings.per_token,
+            entropy_scale=self.settings.entropy_scale,
+            given=None if self.given is None else torch.from_numpy(self.given[places]),
+        )
+        mixed = kept_gold(capped(mix_targets(teachers, weights), self.top_k))
+        rows = self._rows(indices, sample_means(weights, mixed.sample_index, len(places)).numpy())
+        sample_ids = [self.joined.sample_ids[place] for place in places]
+        return _cut(sample_ids, num_tokens, mixed, _features(batches, held), rows)
+
+    def _rows(self, indices: NDArray[np.int64], weights: NDArray[np.float64]) -> list[dict[str, RowValue]]:
+        """The further columns of samples `[B, T]`, as the first cache has them that holds it, and the weights."""
+        owners = (indices >= 0).argmax(axis=1)
+        found: list[dict[str, RowValue]] = [{} for _ in owners]
+        for number, table in enumerate(self.rows):
+            places = np.flatnonzero(owners == number)
+            for place, row in zip(places, table.take(pa.array(indices[places, number])).to_pylist(), strict=True):
+                found[place] = row | {_weight_column(of): weight for of, weight in enumerate(weights[place].tolist())}
+        return found
+
+
+def _further_columns(cache: TeacherCache) -> pa.Table:
+    rows = cache.rows()
+    return rows.select([name for name in rows.column_names if name not in RESERVED_COLUMNS])
+
+
+def _weight_column(number: int) -> str:
+    """The column of the rows that says how much a teacher counts, on the mean of a sample's tokens."""
+    return f"weight_{number + 1}"
+
+
+def _features(batches: Sequence[CachedBatch], held: torch.Tensor) -> list[tuple[_Arrays, _Arrays]]:
+    """Of every sample its teachers' features, as NAME_1, NAME_2, ..., and their places in focus."""
+    found: list[tuple[_Arrays, _Arrays]] = [({}, {}) for _ in range(len(held))]
+    for number, batch in enumerate(batches, 1):
+        for row, place in enumerate(held[:, number - 1].nonzero()[:, 0].tolist()):
+            features, focus = found[place]
+            for name in batch.present:
+                if batch.present[name][row]:
+                    features[f"{name}_{number}"] = batch.features[name][row].numpy()
+                    if focus_name(name) in batch.features:
+                        focus[f"{name}_{number}"] = batch.features[focus_name(name)][row].numpy()
+    return found
+
+
+def _cut(
+    sample_ids: Sequence[str],
+    num_tokens: NDArray[np.int64],
+    mixed: TeacherTargets,
+    features: Sequence[tuple[_Arrays, _Arrays]],
+    rows: Sequence[Mapping[str, RowValue]],
+) -> list[TeacherRecord]:
+    """One record per sample of the targets of all of them."""
+    columns = {
+        name: (values.float() if values.is_floating_point() else values).numpy()
+        for name, values in flat_columns(mixed).items()
+    }
+    token_stops = np.cumsum(num_tokens)
+    entry_stops = np.cumsum(columns["entry_counts"])[token_stops - 1]
+    parts = {
+        name: np.split(values, (entry_stops if name in OF_ENTRIES else token_stops)[:-1])
+        for name, values in columns.items()
+    }
+    return [
+        TeacherRecord(
+            sample_id=sample_id,
+            features=features[place][0],
+            focus=features[place][1],
+            row=rows[place],
+            **({"tail_energy": None} | {name: arrays[place] for name, arrays in parts.items()}),
+        )
+        for place, sample_id in enumerate(sample_ids)
+    ]

@@ -1,7 +1,7 @@
 """`cache merge --mixture`: the mixture of several teachers, mixed once, as a cache like any other."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,7 @@ from betakd_stages.ensemble.rules import MEASURED, sample_means, teacher_weights
 from betakd_stages.errors import MismatchError
 from betakd_stages.progress import Progress
 from betakd_stages.settings import FitSettings, MixtureSettings
-from betakd_stages.targets import TeacherTargets
-from betakd_stages.teachers.records import OF_ENTRIES, flat_columns
+from betakd_stages.teachers.records import cut_columns, flat_columns
 from betakd_stages.trust.evidence import Floats
 from betakd_stages.trust.file import read_trust, require_trust, trust_path
 
@@ -185,8 +184,16 @@ class _Mixing:
         )
         mixed = kept_gold(capped(mix_targets(teachers, weights), self.top_k))
         rows = self._rows(indices, sample_means(weights, mixed.sample_index, len(places)).numpy())
-        sample_ids = [self.joined.sample_ids[place] for place in places]
-        return _cut(sample_ids, num_tokens, mixed, _features(batches, held), rows)
+        columns = {
+            name: values.float() if values.is_floating_point() else values
+            for name, values in flat_columns(mixed).items()
+        }
+        return [
+            TeacherRecord(self.joined.sample_ids[place], features=features, focus=focus, row=row, **arrays)
+            for place, arrays, (features, focus), row in zip(
+                places, cut_columns(columns, num_tokens.tolist()), _features(batches, held), rows, strict=True
+            )
+        ]
 
     def _rows(self, indices: NDArray[np.int64], weights: NDArray[np.float64]) -> list[dict[str, RowValue]]:
         """The further columns of samples `[B, T]`, as the first cache has them that holds it, and the weights."""
@@ -221,33 +228,3 @@ def _features(batches: Sequence[CachedBatch], held: torch.Tensor) -> list[tuple[
                     if focus_name(name) in batch.features:
                         focus[f"{name}_{number}"] = batch.features[focus_name(name)][row].numpy()
     return found
-
-
-def _cut(
-    sample_ids: Sequence[str],
-    num_tokens: NDArray[np.int64],
-    mixed: TeacherTargets,
-    features: Sequence[tuple[_Arrays, _Arrays]],
-    rows: Sequence[Mapping[str, RowValue]],
-) -> list[TeacherRecord]:
-    """One record per sample of the targets of all of them."""
-    columns = {
-        name: (values.float() if values.is_floating_point() else values).numpy()
-        for name, values in flat_columns(mixed).items()
-    }
-    token_stops = np.cumsum(num_tokens)
-    entry_stops = np.cumsum(columns["entry_counts"])[token_stops - 1]
-    parts = {
-        name: np.split(values, (entry_stops if name in OF_ENTRIES else token_stops)[:-1])
-        for name, values in columns.items()
-    }
-    return [
-        TeacherRecord(
-            sample_id=sample_id,
-            features=features[place][0],
-            focus=features[place][1],
-            row=rows[place],
-            **({"tail_energy": None} | {name: arrays[place] for name, arrays in parts.items()}),
-        )
-        for place, sample_id in enumerate(sample_ids)
-    ]

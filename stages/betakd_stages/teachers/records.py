@@ -63,23 +63,28 @@ def cut_records(
 
     `features` and `focus` are those of each sample; a name is absent, a list empty, where it has none.
     """
-    entry_counts = [int(counts.sum()) for counts in columns["entry_counts"].split(list(token_counts))]
-
-    def per_sample(name: str) -> list[Any]:
-        counts = entry_counts if name in OF_ENTRIES else list(token_counts)
-        return [part.numpy() for part in columns[name].cpu().split(counts)]
-
-    parts = {"tail_energy": [None] * len(encoded), **{name: per_sample(name) for name in columns}}
     return [
         TeacherRecord(
             sample_id=sample.sample_id,
             features={name: values.float().cpu().numpy() for name, values in features[index].items()},
             focus={"vision": np.array(focus[index])} if focus[index] else {},
             row={"image_sha256": sample.image_sha256},
-            **{name: arrays[index] for name, arrays in parts.items()},
+            **arrays,
         )
-        for index, sample in enumerate(encoded)
+        for index, (sample, arrays) in enumerate(zip(encoded, cut_columns(columns, token_counts), strict=True))
     ]
+
+
+def cut_columns(columns: Mapping[str, Tensor], token_counts: Sequence[int]) -> list[dict[str, Any]]:
+    """The arrays of each sample's `TeacherRecord`, cut out of flat columns in the order of the samples."""
+    entry_counts = [int(counts.sum()) for counts in columns["entry_counts"].split(list(token_counts))]
+
+    def per_sample(name: str) -> list[Any]:
+        counts = entry_counts if name in OF_ENTRIES else list(token_counts)
+        return [part.numpy() for part in columns[name].cpu().split(counts)]
+
+    parts = {"tail_energy": [None] * len(token_counts), **{name: per_sample(name) for name in columns}}
+    return [{name: arrays[index] for name, arrays in parts.items()} for index in range(len(token_counts))]
 
 
 def token_counts(targets: TeacherTargets) -> list[int]:

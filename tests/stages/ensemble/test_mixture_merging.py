@@ -140,7 +140,7 @@ def test_every_teachers_features_keep_their_numbers_and_layouts(tmp_path: Path) 
     assert dict(mixed.manifest.feature_sizes) == {"vision_1": 3, "prompt_1": 4, "prompt_2": 2}
     for name in SAMPLE_IDS:
         record = mixed.record(int(mixed.index_of([name])[0]))
-        expected = {}
+        expected: dict[str, Any] = {}
         for number, cache in enumerate(sources, 1):
             if name in cache.sample_ids.to_pylist():
                 own = cache.record(int(cache.index_of([name])[0])).features
@@ -171,7 +171,7 @@ def test_without_the_tail_energies_of_one_there_are_none(tmp_path: Path) -> None
     sources = [write_teacher(tmp_path / "a", 0, EXACT)]
     rule = TokenRule(top_k=6, top_p=1.0, temperatures=(1.0,), exact=True)
     identity = {"teacher": {"weights_sha256": "w1"}, **SHARED}
-    none = {"tail_energy": None, "logit_max": None, "logit_mean": None, "logit_std": None}
+    none: dict[str, Any] = {"tail_energy": None, "logit_max": None, "logit_mean": None, "logit_std": None}
     with writer_for(
         tmp_path / "b", rule, VOCABULARY, identity=identity, feature_sizes={}, logit_moments=False, tail_energies=False
     ) as writer:
@@ -326,7 +326,7 @@ def test_entries_beyond_the_cap_join_the_tail_as_if_they_had_never_been_kept(top
     generator = np.random.default_rng(3)
     logits = torch.from_numpy(generator.normal(scale=3, size=(50, VOCABULARY)))
     gold = torch.from_numpy(generator.integers(0, VOCABULARY, 50))
-    options = {"temperatures": (0.5, 1.0, 2.0)}
+    options: dict[str, Any] = {"temperatures": (0.5, 1.0, 2.0)}
     found = capped(TeacherTargets.from_logits(logits, gold, top_k=9, **options), top_k)
     expected = TeacherTargets.from_logits(logits, gold, top_k=top_k, **options)
     assert found.ids.shape == (50, top_k)

@@ -216,7 +216,7 @@ def merge(
     A mixture is that of the teachers' distributions at temperature 1. A sample that one teacher lacks is carried by the
     others.
     """
-    flags = {"teacher_weighting": teacher_weighting, "data": data}
+    flags = {"ensemble.weighting": teacher_weighting, "data": data}
     if mixture:
         from betakd_pipe.config import load_settings
         from betakd_pipe.progress import terminal_progress

@@ -14,7 +14,7 @@ from betakd_stages.models.tiny import TEACHER_SIZE, save_tiny_model
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import CacheTeacherSettings
 
-QUICK = ["--set", "num_folds=2", "--set", "num_fits=1", "--set", "smallest_group=5"]
+QUICK = ["--set", "fit.num_folds=2", "--set", "fit.num_fits=1", "--set", "fit.smallest_group=5"]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,11 @@ def test_a_student_learns_from_the_mixture_as_from_any_cache(
     assert main(["cache", "verify", str(tmp_path / "mixed")]) == 0
     assert main(["cache", "info", str(tmp_path / "mixed")]) == 0
     distill = ["distill", "--student", str(world.student), "--cache", str(tmp_path / "mixed"), "--data", world.data]
-    distill += ["--out", str(tmp_path / "run"), "--set", "training.steps=2", "--set", "training.batch_size=8"]
+    distill += ["--out", str(tmp_path / "run"), "--energy", "fkl", "--feature", "prompt"]
+    distill += ["--set", "training.steps=2", "--set", "training.batch_size=8"]
     assert main(distill) == 0
-    assert np.isfinite(json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["energy/fkl"])
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert all(np.isfinite(metrics[f"energy/{name}"]) for name in ("fkl", "feature:prompt_1", "feature:prompt_2"))
 
 
 def test_learned_weights_are_fitted_to_the_labels_and_trust_has_to_be_there(
@@ -79,4 +81,4 @@ def test_an_unknown_rule_is_refused_by_name(
     world: World, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(mix(world, second, tmp_path / "out", "--teacher-weighting", "loudest")) == 2
-    assert "teacher_weighting: found 'loudest', expected 'uniform', 'entropy'" in capsys.readouterr().err
+    assert "ensemble.weighting: found 'loudest', expected 'uniform', 'entropy'" in capsys.readouterr().err

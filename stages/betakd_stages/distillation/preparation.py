@@ -23,7 +23,7 @@ from betakd_stages.distillation.student import load_student
 from betakd_stages.distillation.teaching import Teaching, match_teachers, open_cache_of, open_caches_of
 from betakd_stages.distillation.tracking import tracking_callbacks
 from betakd_stages.distillation.trainer import DistillationTrainer
-from betakd_stages.ensemble.names import numbered
+from betakd_stages.ensemble.names import numbered, plain
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.models.loading import LoadedModel, load_encoder
@@ -136,7 +136,12 @@ def build_student_objective(
         for name, held in manifest.feature_statistics.items()
     }
     if any(feature.name == "vision" for feature in settings.objective.features):
-        layouts = {manifest.rules.layout("vision") for manifest in manifests if "vision" in manifest.feature_sizes}
+        layouts = {
+            manifest.rules.layout(name)
+            for manifest in manifests
+            for name in manifest.feature_sizes
+            if plain(name) == "vision"
+        }
         if len(layouts) > 1:
             names = ", ".join(sorted(layout.name for layout in layouts))
             raise MismatchError(

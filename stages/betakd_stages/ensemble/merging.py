@@ -15,15 +15,16 @@ from betakd_cache.layout import RESERVED_COLUMNS, focus_name
 from betakd_cache.record import RowValue
 from betakd_stages.data import load_samples
 from betakd_stages.data.sample import Sample, chosen_samples
-from betakd_stages.distillation.cached_targets import CachedBatch, decode_batch
-from betakd_stages.ensemble.aligning import aligned, capped, kept_gold
+from betakd_stages.distillation.cached_targets import CachedBatch
+from betakd_stages.ensemble.capping import capped, kept_gold
 from betakd_stages.ensemble.gate import fitted_weights
-from betakd_stages.ensemble.mixing import mix_targets
+from betakd_stages.ensemble.names import stored
 from betakd_stages.ensemble.parts import JoinedSamples, join_samples, mixture_identity, mixture_rules, require_parts
-from betakd_stages.ensemble.rules import MEASURED, sample_means, teacher_weights
+from betakd_stages.ensemble.records import TeacherEnsemble
+from betakd_stages.ensemble.rules import MEASURED
 from betakd_stages.errors import MismatchError
 from betakd_stages.progress import Progress
-from betakd_stages.settings import FitSettings, MixtureSettings
+from betakd_stages.settings import MixtureSettings
 from betakd_stages.teachers.records import cut_columns, flat_columns
 from betakd_stages.trust.evidence import Floats
 from betakd_stages.trust.file import read_trust, require_trust, trust_path
@@ -67,7 +68,9 @@ def merge_mixture(
     given = _fitted(settings, caches, joined, progress)
     identity = mixture_identity(caches, _weighting(settings, given))
     rows = [_further_columns(cache) for cache in caches]
-    mixing = _Mixing(settings, caches, rows, joined, given, rules.token_rule.top_k)
+    # Not for the prior: so that each teacher's weight is said as well.
+    weighed = settings.ensemble.model_copy(update={"combine": "prior"})
+    ensemble = TeacherEnsemble(tuple(caches), joined.indices, weighed, given)
     with CacheWriter.open_with(
         target, identity, rules, shard_samples=settings.shard_samples, overwrite=overwrite
     ) as writer:
@@ -76,7 +79,7 @@ def merge_mixture(
         try:
             for start in range(0, len(missing), BLOCK_SAMPLES):
                 places = missing[start : start + BLOCK_SAMPLES]
-                writer.extend(mixing.records(places))
+                writer.extend(_mixed_records(ensemble, joined, rows, places, rules.token_rule.top_k))
                 progress.advance(len(places))
         finally:
             progress.finish()
@@ -95,7 +98,7 @@ def _summary(settings: MixtureSettings, target: str, joined: JoinedSamples) -> M
     return MixtureMerger(
         path=target,
         sources=settings.caches,
-        teacher_weighting=settings.teacher_weighting,
+        teacher_weighting=settings.ensemble.weighting,
         mean_weights=tuple(float(np.mean(values)) for values in weights.values()),
         num_samples=counts.num_samples,
         num_carried=joined.num_carried,
@@ -110,10 +113,10 @@ def _fitted(
 ) -> Floats | None:
     """What a fitted rule says of every teacher and sample `[S, T]`, 0 where one lacks the sample; None for others."""
     data = settings.data or caches[0].manifest.identity["data"]["specification"]
-    if settings.teacher_weighting == "learned":
+    if settings.ensemble.weighting == "learned":
         samples = _samples(data, caches[0], joined.sample_ids)
-        return fitted_weights(caches, joined.indices, samples, settings, progress)
-    if settings.teacher_weighting != "trust":
+        return fitted_weights(caches, joined.indices, samples, settings.fit, progress)
+    if settings.ensemble.weighting != "trust":
         return None
     given = np.zeros(joined.indices.shape, np.float32)
     for number, cache in enumerate(caches):
@@ -139,71 +142,45 @@ def _samples(data: str, cache: TeacherCache, sample_ids: Sequence[str]) -> Seque
 
 def _weighting(settings: MixtureSettings, given: Floats | None) -> dict[str, Any]:
     """What the weights depend on, for the identity."""
-    rule = settings.teacher_weighting
+    rule = settings.ensemble.weighting
     fields: dict[str, Any] = {"rule": rule}
     if rule in MEASURED:
-        fields["per_token"] = settings.per_token
+        fields["per"] = settings.ensemble.per
     if rule == "entropy":
-        fields["entropy_scale"] = settings.entropy_scale
+        fields["entropy_scale"] = settings.ensemble.entropy_scale
     if rule == "learned":
-        fields |= settings.model_dump(mode="json", include=set(FitSettings.model_fields))
+        fields["fit"] = settings.fit.model_dump(mode="json")
     if rule == "trust" and given is not None:
         fields["trust_sha256"] = hashlib.sha256(given.tobytes()).hexdigest()
     return fields
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Mixing:
-    """All that the records of a mixture are made of."""
+def _mixed_records(
+    ensemble: TeacherEnsemble, joined: JoinedSamples, rows: Sequence[pa.Table], places: NDArray[np.int64], top_k: int
+) -> list[TeacherRecord]:
+    """The records of the mixture at these places of the samples; `rows` are the further columns of every cache."""
+    mixed = ensemble.decode(ensemble.batch(places), torch.device("cpu"))
+    assert mixed.experts is not None
+    targets = kept_gold(capped(mixed.targets, top_k))
+    columns = _rows(rows, joined.indices[places], mixed.experts.weights.numpy().astype(np.float64))
+    parts = cut_columns(flat_columns(targets), joined.num_tokens[places].tolist())
+    return [
+        TeacherRecord(joined.sample_ids[place], features=features, focus=focus, row=row, **arrays)
+        for place, arrays, (features, focus), row in zip(places, parts, _features(mixed), columns, strict=True)
+    ]
 
-    settings: MixtureSettings
-    caches: Sequence[TeacherCache]
-    rows: Sequence[pa.Table]
-    """Of each cache, its further columns."""
-    joined: JoinedSamples
-    given: Floats | None
-    top_k: int
 
-    def records(self, places: NDArray[np.int64]) -> list[TeacherRecord]:
-        """The records at these places of the samples."""
-        indices = self.joined.indices[places]
-        held = torch.from_numpy(indices >= 0)
-        batches = [
-            decode_batch(cache.batch(column[column >= 0]), cache.manifest, torch.device("cpu"))
-            for cache, column in zip(self.caches, indices.T, strict=True)
-        ]
-        num_tokens = self.joined.num_tokens[places]
-        teachers = aligned([batch.targets for batch in batches], held, torch.from_numpy(num_tokens))
-        weights = teacher_weights(
-            self.settings.teacher_weighting,
-            teachers,
-            held,
-            per_token=self.settings.per_token,
-            entropy_scale=self.settings.entropy_scale,
-            given=None if self.given is None else torch.from_numpy(self.given[places]),
-        )
-        mixed = kept_gold(capped(mix_targets(teachers, weights), self.top_k))
-        rows = self._rows(indices, sample_means(weights, mixed.sample_index, len(places)).numpy())
-        columns = {
-            name: values.float() if values.is_floating_point() else values
-            for name, values in flat_columns(mixed).items()
-        }
-        return [
-            TeacherRecord(self.joined.sample_ids[place], features=features, focus=focus, row=row, **arrays)
-            for place, arrays, (features, focus), row in zip(
-                places, cut_columns(columns, num_tokens.tolist()), _features(batches, held), rows, strict=True
-            )
-        ]
-
-    def _rows(self, indices: NDArray[np.int64], weights: NDArray[np.float64]) -> list[dict[str, RowValue]]:
-        """The further columns of samples `[B, T]`, as the first cache has them that holds it, and the weights."""
-        owners = (indices >= 0).argmax(axis=1)
-        found: list[dict[str, RowValue]] = [{} for _ in owners]
-        for number, table in enumerate(self.rows):
-            places = np.flatnonzero(owners == number)
-            for place, row in zip(places, table.take(pa.array(indices[places, number])).to_pylist(), strict=True):
-                found[place] = row | {_weight_column(of): weight for of, weight in enumerate(weights[place].tolist())}
-        return found
+def _rows(
+    tables: Sequence[pa.Table], indices: NDArray[np.int64], weights: NDArray[np.float64]
+) -> list[dict[str, RowValue]]:
+    """The further columns of samples `[B, T]`, as the first cache has them that holds it, and the weights."""
+    owners = (indices >= 0).argmax(axis=1)
+    found: list[dict[str, RowValue]] = [{} for _ in owners]
+    for number, table in enumerate(tables):
+        places = np.flatnonzero(owners == number)
+        for place, row in zip(places, table.take(pa.array(indices[places, number])).to_pylist(), strict=True):
+            found[place] = row | {_weight_column(of): weight for of, weight in enumerate(weights[place].tolist())}
+    return found
 
 
 def _further_columns(cache: TeacherCache) -> pa.Table:
@@ -216,15 +193,13 @@ def _weight_column(number: int) -> str:
     return f"weight_{number + 1}"
 
 
-def _features(batches: Sequence[CachedBatch], held: torch.Tensor) -> list[tuple[_Arrays, _Arrays]]:
+def _features(batch: CachedBatch) -> list[tuple[_Arrays, _Arrays]]:
     """Of every sample its teachers' features, as NAME_1, NAME_2, ..., and their places in focus."""
-    found: list[tuple[_Arrays, _Arrays]] = [({}, {}) for _ in range(len(held))]
-    for number, batch in enumerate(batches, 1):
-        for row, place in enumerate(held[:, number - 1].nonzero()[:, 0].tolist()):
+    found: list[tuple[_Arrays, _Arrays]] = [({}, {}) for _ in range(batch.targets.num_samples)]
+    for name, present in batch.present.items():
+        for place in present.nonzero()[:, 0].tolist():
             features, focus = found[place]
-            for name in batch.present:
-                if batch.present[name][row]:
-                    features[f"{name}_{number}"] = batch.features[name][row].numpy()
-                    if focus_name(name) in batch.features:
-                        focus[f"{name}_{number}"] = batch.features[focus_name(name)][row].numpy()
+            features[stored(name)] = batch.features[name][place].numpy()
+            if focus_name(name) in batch.features:
+                focus[stored(name)] = batch.features[focus_name(name)][place].numpy()
     return found

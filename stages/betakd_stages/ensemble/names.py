@@ -1,8 +1,13 @@
-"""How what belongs to one of several teachers is called: `fkl@1` is the energy fkl against the first teacher."""
+"""How what belongs to one of several teachers is called: `fkl@1` is the energy fkl against the first teacher.
 
+In a cache of their mixture names have to be plain: `prompt_1` is the feature prompt of the first teacher.
+"""
+
+import re
 from collections.abc import Iterable
 
 MARK = "@"
+STORED_NUMBER = re.compile(r"(_[0-9]+)+$")
 
 
 def numbered(name: str, teacher: int) -> str:
@@ -11,8 +16,18 @@ def numbered(name: str, teacher: int) -> str:
 
 
 def plain(name: str) -> str:
-    """The name without a teacher."""
+    """The name without a teacher, marked here or in the cache of a mixture."""
+    return STORED_NUMBER.sub("", in_its_cache(name))
+
+
+def in_its_cache(name: str) -> str:
+    """What the teacher's own cache calls it."""
     return name.partition(MARK)[0]
+
+
+def stored(name: str) -> str:
+    """What the cache of a mixture calls it."""
+    return name.replace(MARK, "_")
 
 
 def owner(name: str) -> int:

@@ -16,6 +16,7 @@ from betakd_cache.manifest import differences
 from betakd_cache.token_rule import MAX_COMPACT_ENTRIES
 from betakd_stages.caching.kinds import require_of_teacher
 from betakd_stages.caching.written_rows import targets_of
+from betakd_stages.ensemble.names import numbered, stored
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.trust.file import cache_fingerprint
 
@@ -102,7 +103,9 @@ def mixture_rules(caches: Sequence[TeacherCache]) -> CacheRules:
     exact = all(part.token_rule.exact for part in rules)
     top_k = min(sum(part.token_rule.top_k for part in rules), rules[0].vocabulary_size)
     loosest = min((part.token_rule for part in rules), key=lambda rule: rule.top_p)
-    names = [(f"{name}_{number}", name, part) for number, part in enumerate(rules, 1) for name in part.feature_sizes]
+    names = [
+        (stored(numbered(name, number)), name, part) for number, part in enumerate(rules) for name in part.feature_sizes
+    ]
     layouts = {named: part.layout(name) for named, name, part in names}
     is_int8 = not exact and all(part.feature_dtype == "int8" for part in rules)
     return CacheRules(

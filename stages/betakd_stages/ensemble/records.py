@@ -15,7 +15,7 @@ from torch import Tensor
 from betakd_cache import CompactBatch, FeatureLayout, TeacherCache
 from betakd_stages.distillation.cached_targets import CachedBatch, decode_batch, labels_only
 from betakd_stages.ensemble.mixing import mix_targets
-from betakd_stages.ensemble.names import numbered, owner, plain
+from betakd_stages.ensemble.names import in_its_cache, numbered, owner
 from betakd_stages.ensemble.prior import Experts
 from betakd_stages.ensemble.rules import sample_means, teacher_weights
 from betakd_stages.objective import FOCUS_SUFFIX
@@ -63,7 +63,7 @@ class TeacherEnsemble:
 
     def layout(self, feature: str) -> FeatureLayout:
         """How a teacher's feature, such as `vision@2`, is laid out."""
-        return self.caches[owner(feature)].manifest.rules.layout(plain(feature))
+        return self.caches[owner(feature)].manifest.rules.layout(in_its_cache(feature))
 
     @property
     def num_missing(self) -> tuple[int, ...]:

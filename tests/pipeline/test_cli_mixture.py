@@ -1,6 +1,7 @@
 """`betakd-pipe cache merge --mixture`: one cache of several teachers, from which a student learns as from any other."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,7 @@ def test_a_student_learns_from_the_mixture_as_from_any_cache(
     assert all(np.isfinite(metrics[f"energy/{name}"]) for name in ("fkl", "feature:prompt_1", "feature:prompt_2"))
 
 
-def test_learned_weights_are_fitted_to_the_labels_and_trust_has_to_be_there(
-    world: World, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_learned_weights_are_fitted_to_the_labels(world: World, second: Path, tmp_path: Path) -> None:
     learned = ["--teacher-weighting", "learned", "--data", world.data, *QUICK]
     assert main(mix(world, second, tmp_path / "learned", *learned)) == 0
     rows = open_cache(tmp_path / "learned").rows(["weight_1", "weight_2"]).to_pydict()
@@ -62,10 +61,16 @@ def test_learned_weights_are_fitted_to_the_labels_and_trust_has_to_be_there(
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
     assert weights[4:, 0].std() > 0
     np.testing.assert_array_equal(weights[:4], [[1, 0]] * 4)
-    capsys.readouterr()
-    trust = ["--teacher-weighting", "trust"]
-    assert main(mix(world, second, tmp_path / "trusted", *trust)) == 2
-    assert f"`betakd-pipe cache trust {world.cache} --data 'digits:transfer?" in capsys.readouterr().err
+
+
+def test_trust_has_to_be_fitted_before(
+    world: World, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = shutil.copytree(world.cache, tmp_path / "first")  # beside which no trust file lies
+    merge = ["cache", "merge", "--mixture", str(first), str(second), "--out", str(tmp_path / "mixed")]
+    assert main([*merge, "--teacher-weighting", "trust"]) == 2
+    assert f"`betakd-pipe cache trust {first} --data 'digits:transfer?" in capsys.readouterr().err
+    assert not (tmp_path / "mixed").exists()
 
 
 def test_flags_of_a_mixture_without_it_are_refused(

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from tests.cache.records import record_of, simulated_logits, writer_for
 
 from betakd_cache import TokenRule
+from betakd_stages.ensemble.merging import MixtureMerger, merge_mixture
+from betakd_stages.progress import SilentProgress
+from betakd_stages.settings import MixtureSettings
 
 VOCABULARY = 40
 NUM_SAMPLES = 12
@@ -67,3 +70,9 @@ def write_teacher(
                 writer.append(record_of(name, logits_of(teacher, place), labels, rule, features, columns))
         writer.complete()
     return path
+
+
+def merged(target: Path, *sources: Path, **settings: Any) -> MixtureMerger:
+    """What mixing these caches into one wrote; `settings` are those of the ensemble."""
+    values = {"caches": [str(source) for source in sources], "ensemble": settings}
+    return merge_mixture(MixtureSettings.model_validate(values), str(target), progress=SilentProgress())

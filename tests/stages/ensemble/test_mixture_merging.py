@@ -18,26 +18,21 @@ from tests.stages.ensemble.mixture_world import (
     VOCABULARY,
     labels_of,
     logits_of,
+    merged,
     write_teacher,
 )
 
 from betakd_cache import CacheError, FeatureLayout, TokenRule, open_cache, verify
 from betakd_stages.distillation.cached_targets import decode_batch
 from betakd_stages.ensemble.capping import capped, kept_gold
-from betakd_stages.ensemble.merging import MixtureMerger, merge_mixture
+from betakd_stages.ensemble.merging import merge_mixture
 from betakd_stages.ensemble.mixing import mix_targets
 from betakd_stages.ensemble.rules import teacher_weights
-from betakd_stages.errors import ConfigError, MismatchError, UserError
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import EnsembleSettings, MixtureSettings
 from betakd_stages.targets import TeacherTargets
 from betakd_stages.trust.file import TrustIdentity, cache_fingerprint, trust_path, write_trust
 from betakd_stages.trust.groups import make_groups
-
-
-def merged(target: Path, *sources: Path, **settings: Any) -> MixtureMerger:
-    values = {"caches": [str(source) for source in sources], "ensemble": settings}
-    return merge_mixture(MixtureSettings.model_validate(values), str(target), progress=SilentProgress())
 
 
 def targets_at(path: Path, name: str) -> TeacherTargets:
@@ -222,57 +217,6 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_numbers(tmp_path: Path, m
         merge_mixture(other, str(tmp_path / "parts"), progress=SilentProgress())
 
 
-OTHER_DATA = {**SHARED["data"], "fingerprint": "f1"}
-HOT = TokenRule(top_k=6, temperatures=(3.0,))
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "tokenizer": ({"identity": {"tokenizer": {"sha256": "t1"}}}, 'a has tokenizer.sha256 = "t0", .*b has "t1": mix'),
-    "prompt": ({"identity": {"prompt": {"template": "p1"}}}, 'has prompt.template = "p0", .*b has "p1": mix only'),
-    "data": ({"identity": {"data": OTHER_DATA}}, 'has data.fingerprint = "f0", .*b has "f1": mix only caches of one'),
-    "text": ({"row": {"content_sha256": "x"}}, r"'s3': its question or answer is another in .*a \(c3\) than in .*b"),
-    "image": ({"row": {"image_sha256": "x"}}, r"'s3': its image is another in .*a \(i3\) than in .*b \(x\): mix only"),
-    "tokens": ({"answers_of": 1}, "sample 's0': its answer is other tokens in .*b than in a cache before it: mix"),
-    "written": ({"identity": {"targets": {"kinds": ["generate"]}}}, "b holds answers that its teacher wrote, which"),
-    "one id": ({"rule": TokenRule(top_k=1)}, "b keeps one id per token, which need not be its teacher's first: mix"),
-    "grid": ({"rule": HOT}, r"share no temperature \(.*a \[0.5, 1.0, 2.0\]; .*b \[3.0\]\): cache the teachers at one"),
-    "tower": ({"identity": {"tower": {}}}, "b holds what a vision tower says about images, expected was what a teach"),
-}
-
-
-@pytest.mark.parametrize("difference", REFUSED)
-def test_caches_that_do_not_belong_together_are_refused_before_anything_is_written(
-    tmp_path: Path, difference: str
-) -> None:
-    changed, message = REFUSED[difference]
-    sources = [write_teacher(tmp_path / "a", 0), write_teacher(tmp_path / "b", 1, **changed)]
-    with pytest.raises(MismatchError, match=message) as caught:
-        merged(tmp_path / "mixed", *sources)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "mixed").exists()
-
-
-def test_one_cache_an_unfinished_one_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
-    sources = [write_teacher(tmp_path / "a", 0), write_teacher(tmp_path / "b", 1)]
-    with pytest.raises(ConfigError, match="a mixture is of two caches or more, given are 1: name them all"):
-        merged(tmp_path / "mixed", sources[0])
-    manifest = sources[1] / "manifest.json"
-    content = manifest.read_text()
-    manifest.write_text(content.replace('"complete"', '"open"'))
-    with pytest.raises(CacheError, match="damaged or was edited"):
-        merged(tmp_path / "mixed", *sources)
-    manifest.write_text(content)
-    (sources[1] / "shard-000000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(CacheError, match="cannot be read .*run `betakd-pipe cache verify`"):
-        merged(tmp_path / "mixed", *sources)
-    assert not (tmp_path / "mixed").exists()
-
-
-def test_trust_without_its_files_says_how_to_fit_them(tmp_path: Path) -> None:
-    sources = [write_teacher(tmp_path / "a", 0), write_teacher(tmp_path / "b", 1)]
-    with pytest.raises(UserError, match="there is no .*a.trust.parquet, .*cache trust .*a --data 'digits:transfer"):
-        merged(tmp_path / "mixed", *sources, weighting="trust")
-    assert not (tmp_path / "mixed").exists()
-
-
 def test_by_trust_teachers_count_in_proportion_and_alike_where_none_is_trusted(tmp_path: Path) -> None:
     sources = [write_teacher(tmp_path / "a", 0), write_teacher(tmp_path / "b", 1, lacks=[5])]
     trusts = np.random.default_rng(0).random((2, NUM_SAMPLES)).astype(np.float32)
@@ -289,14 +233,6 @@ def test_by_trust_teachers_count_in_proportion_and_alike_where_none_is_trusted(t
     expected = np.where(trusts.sum(axis=0) > 0, trusts[0] / np.maximum(trusts.sum(axis=0), 1e-9), 0.5)
     expected[5] = 1
     np.testing.assert_allclose([found[name] for name in SAMPLE_IDS], expected, rtol=1e-6)
-
-
-def test_learned_weights_of_other_data_are_refused(tmp_path: Path) -> None:
-    sources = [write_teacher(tmp_path / "a", 0), write_teacher(tmp_path / "b", 1)]
-    with pytest.raises(
-        MismatchError, match=r"is not the data that .*a was made from \(fingerprint .* against f0\): giv"
-    ):
-        merged(tmp_path / "mixed", *sources, weighting="learned")
 
 
 def test_places_of_a_feature_and_those_in_focus_are_kept(tmp_path: Path) -> None:
@@ -350,10 +286,3 @@ def test_the_gold_logit_is_that_of_its_entry_to_the_last_bit() -> None:
     targets = TeacherTargets.from_logits(logits, logits.argmin(dim=1), top_k=3)
     off = dataclasses.replace(targets, gold_logit=targets.gold_logit + 1e-9)
     torch.testing.assert_close(kept_gold(off).gold_logit, targets.gold_logit, atol=0, rtol=0)
-
-
-def test_only_a_mixture_can_be_one_cache(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="combine is prior, but one cache is of one teacher: leave it out, or name the"
-    ):
-        merged(tmp_path / "mixed", tmp_path / "a", tmp_path / "b", combine="prior")

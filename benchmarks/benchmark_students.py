@@ -1,7 +1,7 @@
 """The ways to train one student that the benchmark of steps compares."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,16 @@ from betakd_cache import TeacherCache
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.arguments import training_arguments
 from betakd_stages.distillation.batches import RunBatches, StepShape
-from betakd_stages.distillation.dataset import EncodedSamples, make_collator
+from betakd_stages.distillation.dataset import EncodedSamples
 from betakd_stages.distillation.distiller import Distiller
-from betakd_stages.distillation.matching import match_cache
 from betakd_stages.distillation.preparation import build_student_objective
+from betakd_stages.distillation.teaching import match_teachers
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.encoding import EncodedSample, Encoder, model_inputs
 from betakd_stages.models.adapters import add_adapter
 from betakd_stages.models.loading import LoadedModel
 from betakd_stages.models.parts import freeze
+from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import AdapterSettings, DistillSettings
 
 
@@ -73,8 +74,8 @@ def settings_of(
             list(student.model.parameters()),
             plain.create_optimizer(),
         ),
-        "b": ours(DistillSettings.model_validate(alone), cache=None),
-        "c": ours(DistillSettings.model_validate({**whole, **common}), cache=cache),
+        "b": ours(DistillSettings.model_validate(alone), caches=()),
+        "c": ours(DistillSettings.model_validate({**whole, **common}), caches=(cache,)),
         "d": online_setting(student, teacher.model, plain),
     }
 
@@ -87,16 +88,16 @@ def plain_trainer(model: PreTrainedModel, settings: DistillSettings, folder: Pat
 
 def our_setting(
     settings: DistillSettings,
-    cache: TeacherCache | None,
+    caches: Sequence[TeacherCache],
     *,
     student: LoadedModel,
     folder: Path,
     dataset: EncodedSamples,
 ) -> Setting:
     """What `distill` does in a step, with these settings."""
-    manifest = cache.manifest if cache else None
-    objective = build_student_objective(settings, student, [manifest] if manifest else [])
-    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, manifest)
+    teaching = match_teachers(settings, caches, load_samples(settings.data), student.encoder, folder, SilentProgress())
+    objective = build_student_objective(settings, student, [cache.manifest for cache in caches])
+    distiller = Distiller(student.model, objective, student.encoder.vocabulary_size, teaching.teacher)
     shape = StepShape(settings.training.batch_size, 1, 1)
     trainer = DistillationTrainer(
         distiller,
@@ -105,12 +106,7 @@ def our_setting(
         args=training_arguments(settings, folder, shape, 1000),
         train_dataset=dataset,
     )
-    indices = None
-    if cache is not None:
-        samples = load_samples(settings.data)
-        matched = match_cache(cache, samples, student.encoder, "stop", own_prompts=False, targets="data")
-        indices = matched.cache_indices
-    collate = make_collator(student.encoder, cache, indices)
+    collate = teaching.collator(student.encoder, objective)
     return Setting(
         lambda items: trainer_step(trainer, distiller, collate(items)),
         list(distiller.parameters()),

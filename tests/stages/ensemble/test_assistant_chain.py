@@ -51,7 +51,7 @@ def test_a_student_learns_from_an_assistant_that_learned_from_a_teacher(tmp_path
     assert widths == [64, 48, 32]
     loss = {
         name: evaluate(
-            EvaluateSettings(model=str(folder), benchmark=DATA, max_new_tokens=2),
+            EvaluateSettings(model=str(folder), benchmark=(DATA,), max_new_tokens=2),
             tmp_path / f"{name}-scores",
             progress=SilentProgress(),
         )["accuracy"]

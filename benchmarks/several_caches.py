@@ -6,8 +6,8 @@ One student learns from one teacher's cache, from two mixed while reading, from 
 --mixture`), and from two teachers with channels of their own; cross-entropy, forward KL and task weights. A step is
 everything from encoded samples in memory to zeroed gradients, one of every way per round, in an order that turns; a
 figure is the median over rounds of the ratio to one cache, with its 95 % interval. Times on the CPU are this process's
-own. Memory is what the way holds and the peak of a step beyond it. Models are those of distill_step.py, answers of twenty
-words.
+own. Memory is what the way holds and the peak of a step beyond it. Models are those of distill_step.py, with answers of
+twenty words.
 """
 
 import argparse

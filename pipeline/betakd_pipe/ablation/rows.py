@@ -149,11 +149,17 @@ def _peak(timings: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def _further_numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of the scores that have no field of their own in a row, a benchmark's official ones among them."""
-    found = _numbers({**scores.get("official", {}), **scores}, without=(*_OF_OWN_FIELD, *_OF_SETTINGS))
+    found = _numbers(_opened(scores), without=(*_OF_OWN_FIELD, *_OF_SETTINGS))
     for benchmark, own in scores.get("benchmarks", {}).items():
-        numbers = _numbers({**own["official"], **own}, without=_OF_SETTINGS)
+        numbers = _numbers(_opened(own), without=_OF_SETTINGS)
         found |= {f"{benchmark}.{name}": value for name, value in numbers.items()}
     return found
+
+
+def _opened(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores with the official numbers under their plain names, and the distance as `matching.wasserstein_1`."""
+    distance = {f"matching.{name}": value for name, value in scores.get("matching", {}).items()}
+    return {**scores.get("official", {}), **distance, **scores}
 
 
 def _numbers(values: Mapping[str, Any], without: Sequence[str]) -> dict[str, float]:

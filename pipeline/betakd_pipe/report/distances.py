@@ -53,8 +53,10 @@ def distance_table(runs: Runs) -> Table | None:
 
 def _difference(row: Mapping[str, Any]) -> float | None:
     """Of the means; None where the student's are not finite."""
-    student, teacher = row["student_mean"], row["teacher_mean"]
-    return None if student is None or teacher is None else float(student - teacher)
+    from betakd_stages.matching_distance import MatchingDistance
+
+    means = (row["teacher_mean"], row["student_mean"], row["wasserstein_1"])
+    return None if None in means else MatchingDistance(*means).difference_of_means
 
 
 def distributions(runs: Runs) -> list[Distributions]:

@@ -1,13 +1,16 @@
 """How far the student is from the teacher on held-out samples, as far as a cache knows what the teacher says of them.
 
-B samples, N supervised tokens of a batch, V vocabulary, D hidden size.
+B samples, N supervised tokens of a batch, M kept entries of all tokens, V vocabulary, D hidden size.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -74,11 +77,66 @@ class HeldOutRecords:
         self._collate = make_collator(encoder, cache, matched.cache_indices)
         self._dataset[0]
 
+    def __len__(self) -> int:
+        return len(self._dataset)
+
     def batches(self, batch_size: int, process_index: int, num_processes: int) -> Iterator[dict[str, Any]]:
         """One process's part of the samples."""
         places = range(process_index, len(self._dataset), num_processes)
         for start in range(0, len(places), batch_size):
             yield self._collate([self._dataset[place] for place in places[start : start + batch_size]])
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A student beside the teacher's records of some samples: B of them, B' with a share. On the CPU."""
+
+    shares: Tensor  # float64 [B'], of a sample's tokens at which both models' most likely token is the same
+    divergences: Tensor  # float64 [B], forward KL in nats, the mean over a sample's tokens
+
+    @property
+    def means(self) -> tuple[float | None, float]:
+        """The mean share over samples in percent, None where no sample has one, and the mean divergence."""
+        return 100 * float(self.shares.mean()) if len(self.shares) else None, float(self.divergences.mean())
+
+    @classmethod
+    def joined(cls, parts: Sequence["Measured"]) -> "Measured":
+        """The parts as one, in order."""
+        return cls(torch.cat([part.shares for part in parts]), torch.cat([part.divergences for part in parts]))
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbabilities:
+    """Both models' of the entries that the cache kept of some samples' tokens, float64 `[M]` in nats, on the CPU."""
+
+    teacher: NDArray[np.float64]
+    student: NDArray[np.float64]
+
+
+@torch.inference_mode()
+def measure_batch(student: LoadedModel, manifest: Manifest, batch: dict[str, Any]) -> tuple[Measured, LogProbabilities]:
+    """The student, teacher-forced over the answers of a batch of `HeldOutRecords`, beside the teacher.
+
+    A token does not count into the shares where the cache lacks the teacher's most likely one (one entry is kept, the
+    label).
+    """
+    model = student.model.eval()
+    batch |= {key: value.to(model.device) for key, value in batch.items() if isinstance(value, Tensor)}
+    rows = answer_rows(model, batch)
+    targets = decode_batch(batch["teacher"], manifest, rows.hidden.device).targets
+    embeddings = model.get_output_embeddings()
+    head = Head(embeddings.weight, embeddings.bias)
+    divergence = make_energy("fkl", "paper")
+    statistics = student_statistics(rows.hidden, head, targets, divergence.needs(targets))
+    known = targets.logits[:, 0] == 0
+    agrees = greedy_tokens(rows.hidden, head, targets) == targets.ids[:, 0]
+    measured = Measured(
+        shares=_sample_means(agrees[known], targets.sample_index[known]),
+        divergences=_sample_means(divergence(statistics, targets), targets.sample_index),
+    )
+    both = (targets.log_probabilities(), statistics.log_probabilities())
+    teacher, own = (values[targets.kept].double().cpu().numpy() for values in both)
+    return measured, LogProbabilities(teacher, own)
 
 
 class TeacherAgreement:
@@ -87,42 +145,22 @@ class TeacherAgreement:
     def __init__(self, records: HeldOutRecords | None, batch_size: int = 1) -> None:
         self._records = records
         self._batch_size = batch_size
-        self._energy = make_energy("fkl", "paper")
 
-    @torch.inference_mode()
     def measure(self, student: LoadedModel, process_index: int = 0, num_processes: int = 1) -> dict[str, float]:
         """The share of supervised tokens, in percent, at which the student's most likely token is the teacher's, and
         the forward KL in nats: means over the tokens of a sample, then over samples.
 
-        A token does not count into the first where the cache lacks the teacher's most likely one (one entry is kept,
-        the label); where that is so everywhere, the share is left out. Of several processes, all of which have to call
-        this, each measures a part, and all get the whole.
+        Where no token's most likely one is known, the share is left out. Of several processes, all of which have to
+        call this, each measures a part, and all get the whole.
         """
         if self._records is None:
             return {}
-        student.model.eval()
         batches = self._records.batches(self._batch_size, process_index, num_processes)
-        own = [self._measure_batch(student, self._records.manifest, batch) for batch in batches]
-        measured = [pair for part in (gather_from_processes(own) if num_processes > 1 else [own]) for pair in part]
-        shares, divergences = (torch.cat(values) for values in zip(*measured, strict=True))
-        found = {FORWARD_KL: float(divergences.mean())}
-        return {AGREEMENT: 100 * float(shares.mean()), **found} if len(shares) else found
-
-    def _measure_batch(self, student: LoadedModel, manifest: Manifest, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Of each sample of a batch, as far as it is known, the share and the divergence."""
-        model = student.model
-        batch |= {key: value.to(model.device) for key, value in batch.items() if isinstance(value, Tensor)}
-        rows = answer_rows(model, batch)
-        targets = decode_batch(batch["teacher"], manifest, rows.hidden.device).targets
-        embeddings = model.get_output_embeddings()
-        head = Head(embeddings.weight, embeddings.bias)
-        statistics = student_statistics(rows.hidden, head, targets, self._energy.needs(targets))
-        known = targets.logits[:, 0] == 0
-        agrees = greedy_tokens(rows.hidden, head, targets) == targets.ids[:, 0]
-        return (
-            _sample_means(agrees[known], targets.sample_index[known]),
-            _sample_means(self._energy(statistics, targets), targets.sample_index),
-        )
+        own = [measure_batch(student, self._records.manifest, batch)[0] for batch in batches]
+        parts = gather_from_processes(own) if num_processes > 1 else [own]
+        share, divergence = Measured.joined([measured for part in parts for measured in part]).means
+        found = {FORWARD_KL: divergence}
+        return found if share is None else {AGREEMENT: share, **found}
 
 
 def greedy_tokens(hidden: Tensor, head: Head, targets: TeacherTargets) -> Tensor:

@@ -94,7 +94,7 @@ def _refuse(cache: TeacherCache, samples: SampleSet, reasons: Mapping[str, str])
     raise MismatchError(
         f"sample {first!r}: {reasons[first]} ({len(reasons)} of {len(samples)} samples differ; {cache.location} was made "
         f"from {cache.manifest.identity['data']['specification']!r}). Give the data the cache was made from, "
-        "or drop what differs with --on-mismatch drop"
+        "or drop what differs (on_mismatch: drop)"
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from betakd_stages.distillation.distiller import to_cpu
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.distillation.training_log import keep_rows, rows_until
+from betakd_stages.matching_distance import matching_distance
 from betakd_stages.processes import index_and_count
 from betakd_stages.statistics import Head, student_statistics
 from betakd_stages.targets import TeacherTargets
@@ -111,19 +112,13 @@ class Probe:
 
 
 def compared(teacher: NDArray[np.float64], student: NDArray[np.float64]) -> dict[str, Any]:
-    """How two models' log-probabilities of the same entries `[M]` are distributed: means, Wasserstein-1, histograms.
-
-    Logits mean the same when a constant is added to all of a token's, and a cache holds them without that constant.
-    Less their logsumexp over the whole vocabulary they have none left: that is what can be compared, in nats.
-    Wasserstein-1 is between the two sets as wholes, as are the means, whichever entry a number belongs to.
-    Source: paper, figure 5, whose matching distance is the difference of the means.
-    """
+    """How two models' log-probabilities of the same entries `[M]` are distributed: means, Wasserstein-1, histograms."""
+    distance = matching_distance(teacher, student)
     return {
         "num_entries": len(teacher),
-        "teacher_mean": _number(teacher.mean()),
-        "student_mean": _number(student.mean()),
-        # Of two sets of one size it is the mean distance between those of equal rank.
-        "wasserstein_1": _number(np.abs(np.sort(teacher) - np.sort(student)).mean()),
+        "teacher_mean": _number(distance.teacher_mean),
+        "student_mean": _number(distance.student_mean),
+        "wasserstein_1": _number(distance.wasserstein_1),
         "bin_edges": BIN_EDGES_NATS.tolist(),
         "teacher_counts": _histogram(teacher),
         "student_counts": _histogram(student),

@@ -1,11 +1,12 @@
 """The answers of an evaluation that is under way, so that an interrupted one goes on in the middle of a benchmark."""
 
 import dataclasses
+import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from betakd_stages.errors import ConfigError
 from betakd_stages.evaluation.generation import Answer
@@ -15,32 +16,57 @@ class AnswersUnderWay:
     """A file of one line that says whose answers these are, and a line per answer; it grows batch by batch.
 
     Only whole batches are read back: cut at other places, batches would be padded otherwise, and sums of floats differ.
+    Its lock, which ends with the process, keeps a second one out, such as a task that a cluster runs again elsewhere.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], batch_size: int) -> None:
-        """Raises ConfigError where the file holds the answers of another evaluation."""
+        """Raises ConfigError where the file holds the answers of another evaluation, or is being written."""
         self._path = path
         whose = {**identity, "batch_size": batch_size}
-        found = _whole_lines(path)
-        if found:
-            require_same(path.parent, found[0], whose)
+        self._file = _locked(path)
+        try:
+            found = _whole_lines(path)
+            if found:
+                require_same(path.parent, found[0], whose)
+        except ConfigError:
+            self._file.close()
+            raise
         rows = found[1:]
         rows = rows[: len(rows) // batch_size * batch_size]
         self.answers = [Answer(**row) for row in rows]
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in (whose, *rows))
+        self._file.truncate(0)
+        self._write(whose, *rows)
+
+    def __enter__(self) -> "AnswersUnderWay":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
 
     def append(self, batch: Sequence[Answer]) -> None:
         """Add a batch, on disk when this returns."""
         self.answers += batch
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(answer)) + "\n" for answer in batch)
-            file.flush()
-            os.fsync(file.fileno())
+        self._write(*map(dataclasses.asdict, batch))
 
     def remove(self) -> None:
         """Remove the file: its answers are written elsewhere."""
         self._path.unlink()
+
+    def _write(self, *rows: Mapping[str, Any]) -> None:
+        self._file.writelines(json.dumps(row) + "\n" for row in rows)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _locked(path: Path) -> TextIO:
+    """The file, open for appending, locked to this process."""
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"{path.parent} is being written by another process: wait for it, or end it") from None
+    return file
 
 
 def require_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

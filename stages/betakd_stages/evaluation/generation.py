@@ -9,7 +9,7 @@ import torch
 
 from betakd_stages.data.sample import Sample
 from betakd_stages.models.generation import continue_prompts
-from betakd_stages.models.loading import LoadedModel, load_model
+from betakd_stages.models.loading import LoadedModel
 from betakd_stages.settings import EvaluateSettings
 
 
@@ -26,10 +26,13 @@ Answerer = Callable[..., Iterator[list[Answer]]]
 
 
 @contextmanager
-def opened_answerer(settings: EvaluateSettings) -> Iterator[Answerer]:
-    """The model of these settings, ready to answer. Raises ModelError, ConfigError where it cannot be had."""
+def opened_answerer(settings: EvaluateSettings, loaded: Callable[[], LoadedModel]) -> Iterator[Answerer]:
+    """The model of these settings, ready to answer: `loaded` for transformers, or vLLM's own.
+
+    Raises ModelError, ConfigError where it cannot be had.
+    """
     if settings.backend == "hf":
-        yield partial(greedy_answers, load_model(settings.model, settings.precision))
+        yield partial(greedy_answers, loaded())
         return
     from betakd_stages.teachers.vllm.answering import VllmAnswerer  # its engine takes vLLM
 

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from betakd_stages.settings.base import Settings
+from betakd_stages.settings.ray import RaySettings
 from betakd_stages.settings.teacher import VllmSettings
 
 
@@ -23,6 +24,14 @@ class EvaluateSettings(Settings):
     reference: str | None = Field(
         default=None, description="folder of the teacher's evaluation: adds the agreement with its answers"
     )
+    cache: str | None = Field(
+        default=None,
+        description="cache of a teacher on the same questions, or with several benchmarks a folder with one for each: "
+        "adds the distance from what the teacher says",
+    )
+    on_mismatch: Literal["stop", "drop"] = Field(
+        default="stop", description="drop: leave questions out of the distance that the cache lacks or has otherwise"
+    )
     backend: Literal["hf", "vllm"] = Field(default="hf", description="what runs the model: transformers (hf) or vLLM")
     vllm: VllmSettings = VllmSettings()
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the model while it answers")
@@ -30,3 +39,13 @@ class EvaluateSettings(Settings):
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="default: 16 for digits, 1,024 for ScienceQA and MMBench, 128 for the others"
     )
+    # Not in what a run remembers of its settings: it changes nothing in what is written.
+    ray: RaySettings = Field(default=RaySettings(), exclude=True)
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "EvaluateSettings":
+        if self.cache is not None and self.backend != "hf":
+            raise ValueError(
+                f"cache is given with backend {self.backend}, which answers only: measure the distance with backend hf"
+            )
+        return self

@@ -47,3 +47,13 @@ def test_of_several_benchmarks_the_first_leads_and_all_have_their_numbers(tmp_pa
 def test_answers_without_confidence_have_no_calibration_error(tmp_path: Path) -> None:
     scores = {name: value for name, value in scored(50.0).items() if name != "expected_calibration_error"}
     assert row_of(tmp_path, scores).expected_calibration_error is None
+
+
+def test_the_distance_from_a_teacher_has_columns_of_its_own(tmp_path: Path) -> None:
+    distance = {"wasserstein_1": 1.5, "agreement": None, "num_samples": 12}
+    scores = scored(50.0) | {"matching": distance}
+    assert row_of(tmp_path, scores).figure("matching.wasserstein_1") == 1.5
+    row = row_of(tmp_path, {"benchmarks": {"gqa": scores}})
+    assert row.figure("gqa.matching.wasserstein_1") == row.figure("matching.wasserstein_1") == 1.5
+    assert row.figure("matching.agreement") is None
+    assert row.agreement == 70.0

@@ -1,5 +1,6 @@
 """`evaluate` on benchmarks of the official formats: several at once, interrupted and resumed, the same as `score`."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,15 @@ def test_answers_of_another_model_are_not_mixed_in(benchmarks: dict[str, str], t
     with pytest.raises(ConfigError, match="holds scores of another evaluation: benchmark is 'gqa:elsewhere' there"):
         evaluate(settings(benchmarks["gqa"]), tmp_path, progress=SilentProgress())
     assert (tmp_path / "answers-under-way.jsonl").read_text(encoding="utf-8") == line
+
+
+def test_answers_that_another_process_writes_are_left_alone(benchmarks: dict[str, str], tmp_path: Path) -> None:
+    with (tmp_path / "answers-under-way.jsonl").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=f"{tmp_path} is being written by another process: wait for it, or end"):
+            evaluate(settings(benchmarks["gqa"]), tmp_path, progress=SilentProgress())
+    evaluate(settings(benchmarks["gqa"]), tmp_path, progress=SilentProgress())
+    assert sorted(files_in(tmp_path)) == ["predictions.jsonl", "scores.json"]
 
 
 def test_two_benchmarks_of_one_name_are_refused(benchmarks: dict[str, str], tmp_path: Path) -> None:

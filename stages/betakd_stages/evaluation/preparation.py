@@ -1,0 +1,108 @@
+"""An evaluation before it begins: each benchmark with its folder, what identifies it, and what it is held against."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from betakd_stages.distillation.held_out import HeldOutRecords
+from betakd_stages.encoding import Encoder
+from betakd_stages.errors import ConfigError, DataError
+from betakd_stages.evaluation.answers import require_same
+from betakd_stages.evaluation.benchmarks import load_benchmark
+from betakd_stages.evaluation.benchmarks.base import Benchmark
+from betakd_stages.evaluation.matching import records_of
+from betakd_stages.models.loading import load_encoder, model_folder, weights_sha256
+from betakd_stages.settings import EvaluateSettings
+
+PREDICTIONS = "predictions.jsonl"
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One benchmark as an evaluation of its own."""
+
+    benchmark: Benchmark
+    settings: EvaluateSettings
+    """Those of this benchmark alone; `evaluate` with them fills `out` as it does with all together."""
+    out: Path
+    subject: Mapping[str, Any]
+    """What identifies the answers."""
+    reference: Mapping[str, Mapping[str, Any]] | None
+    """The predictions of the finished evaluation that this one is held against, by sample id."""
+    records: HeldOutRecords | None
+    """What the teacher says of the questions; None where no cache is named, and where the scores are there."""
+    finished: dict[str, Any] | None
+    """The scores that are there already."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Of an answer at most."""
+        return int(self.subject["max_new_tokens"])
+
+
+def prepared(settings: EvaluateSettings, out: Path) -> list[Task]:
+    """The benchmarks of an evaluation, everything read that can be refused; nothing is written and no model loaded.
+
+    Raises ModelError, DataError, MismatchError or CacheError for inputs that cannot be read or do not belong together,
+    ConfigError where `out` holds other scores.
+    """
+    benchmarks = [load_benchmark(text) for text in settings.benchmark]
+    names = [benchmark.name for benchmark in benchmarks]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"benchmarks {', '.join(names)}: each may be named once in an evaluation, use several --out")
+    weights = weights_sha256(model_folder(settings.model))
+    encoder = functools.cache(lambda: load_encoder(settings.model))
+    if len(benchmarks) == 1:
+        return [_task(benchmarks[0], settings, out, weights, encoder)]
+    return [
+        _task(benchmark, _alone(settings, text, benchmark.name), out / benchmark.name, weights, encoder)
+        for text, benchmark in zip(settings.benchmark, benchmarks, strict=True)
+    ]
+
+
+def _alone(settings: EvaluateSettings, benchmark: str, name: str) -> EvaluateSettings:
+    """The settings of one benchmark of several: what it is held against is in a folder of its name."""
+    beside = {key: value and f"{value}/{name}" for key in ("reference", "cache") for value in [getattr(settings, key)]}
+    return settings.model_copy(update={"benchmark": (benchmark,), **beside})
+
+
+def _task(
+    benchmark: Benchmark, settings: EvaluateSettings, out: Path, weights: str, encoder: Callable[[], Encoder]
+) -> Task:
+    subject = {
+        "benchmark": benchmark.samples.specification,
+        "questions_sha256": benchmark.samples.fingerprint,
+        "weights_sha256": weights,
+        "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
+        "backend": settings.backend,
+        "precision": settings.precision,
+    }
+    reference = None if settings.reference is None else _reference(Path(settings.reference), benchmark)
+    finished = _finished_scores(out, subject)
+    wanted = settings.cache if finished is None else None
+    records = None if wanted is None else records_of(wanted, benchmark.samples, encoder(), settings.on_mismatch)
+    return Task(benchmark, settings, out, subject, reference, records, finished)
+
+
+def _reference(folder: Path, benchmark: Benchmark) -> Mapping[str, Mapping[str, Any]]:
+    try:
+        lines: Sequence[str] = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise DataError(f"{folder} holds no {PREDICTIONS}: run `betakd-pipe evaluate TEACHER` into it first") from None
+    reference = {item["sample_id"]: item for item in map(json.loads, lines)}
+    missing = [sample.sample_id for sample in benchmark.samples if sample.sample_id not in reference]
+    if missing:
+        raise DataError(f"the reference lacks {missing[0]!r}: evaluate the teacher on the same benchmark")
+    return reference
+
+
+def _finished_scores(out: Path, subject: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not (out / SCORES).is_file():
+        return None
+    scores: dict[str, Any] = json.loads((out / SCORES).read_text(encoding="utf-8"))
+    require_same(out, scores, subject)
+    return scores

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from betakd_pipe.cli_options import Config, Debug, Set, examples
+from betakd_pipe.cli_options import Config, Debug, Ray, Set, examples
 
 evaluation_commands = typer.Typer()
 
@@ -21,6 +21,7 @@ NOT_SHOWN = ("benchmarks", "intervals", "reliability")
         "betakd-pipe evaluate run --benchmark 'scienceqa=ScienceQA?split=test' --out scores",
         "betakd-pipe evaluate run --benchmark mmbench=dev.tsv --out scores --backend vllm --set precision=bf16",
         "betakd-pipe evaluate run --benchmark pope=coco?images=val2014 --benchmark mme=MME --out scores",
+        "betakd-pipe evaluate run --benchmark gqa=GQA --benchmark pope=POPE --out /shared/scores --ray auto",
     )
 )
 def evaluate(
@@ -31,6 +32,7 @@ def evaluate(
     ] = None,
     reference: Annotated[str | None, typer.Option(help="The teacher's evaluation: adds agreement with it.")] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the model: hf, or vllm where it is installed.")] = None,
+    ray: Ray = None,
     config: Config = None,
     set_: Set = None,
     debug: Debug = False,
@@ -47,7 +49,7 @@ def evaluate(
     flags = {"model": model, "benchmark": benchmark, "reference": reference, "backend": backend}
     settings = load_settings(EvaluateSettings, config, flags, set_ or ())
     stages = stage_runs.load_stages()
-    scores = stage_runs.evaluate(settings, out, progress=terminal_progress(), stages=stages)
+    scores = stage_runs.evaluate(settings, out, ray=ray, progress=terminal_progress(), stages=stages)
     for name, one in scores.get("benchmarks", {}).items():
         print("\n".join(f"{name}.{line}" for line in _lines(one)))
     print("\n".join(_lines(scores)))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from betakd_pipe.cluster.caching import cache_teacher_on_ray
+from betakd_pipe.cluster.evaluation import evaluate_on_ray
 from betakd_pipe.export import Export
 from betakd_pipe.export import export as export_run
 from betakd_pipe.launch import is_first_process
@@ -151,9 +152,16 @@ def distillation_is_finished(settings: DistillSettings, out: Path) -> bool:
     return (out / MODEL).is_dir() and (out / CARD).is_file()
 
 
-def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress, stages: Stages) -> dict[str, Any]:
-    """The scores of a model, as in `out`/scores.json; the stage knows whether they are there already."""
+def evaluate(
+    settings: EvaluateSettings, out: Path, *, ray: str | None = None, progress: Progress, stages: Stages
+) -> dict[str, Any]:
+    """The scores of a model, as in `out`/scores.json; the stage knows whether they are there already.
+
+    With `ray`, the benchmarks are tasks on the Ray cluster at that address.
+    """
     with run_folder(out, settings) as folder:
+        if ray is not None:
+            evaluate_on_ray(settings, folder, ray, progress=progress)
         scores: dict[str, Any] = stages.evaluate(settings, folder, progress=progress)
     return scores
 

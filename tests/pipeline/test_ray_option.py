@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from tests.world import World
 
 from betakd_pipe.cli import main
 from betakd_pipe.cluster import ray_pool
@@ -61,6 +62,30 @@ def test_tasks_cannot_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "cache"
     line = refused(capsys, out, "--ray", "auto", "--overwrite")
     assert line == f"--ray auto and --overwrite: several writers cannot overwrite {out}; remove it first"
+
+
+def test_an_evaluation_that_no_cluster_can_do_leaves_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    out = tmp_path / "scores"
+    command = ["evaluate", str(world.student), "--out", str(out), "--ray", "auto", "--benchmark"]
+    assert main([*command, "digits?count=4"]) == 2
+    assert capsys.readouterr().err.endswith("--ray auto: Ray is not installed: pip install 'betakd-pipe[ray]'\n")
+    assert main([*command, "mmbench=absent.tsv"]) == 2
+    assert "data file absent.tsv cannot be read" in capsys.readouterr().err, "inputs are looked at before the cluster"
+    assert not out.exists()
+
+
+def test_a_finished_evaluation_needs_no_cluster_and_other_resources_are_no_other_evaluation(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(world.student), "--benchmark", "digits?count=4", "--out", str(tmp_path / "scores")]
+    assert main([*command, "--set", "max_new_tokens=2"]) == 0
+    scores = capsys.readouterr().out
+    more = ["--set", "max_new_tokens=2", "--ray", "head:1", "--set", "ray.num_cpus=4"]
+    assert main([*command, *more]) == 0
+    assert capsys.readouterr().out == scores
 
 
 def test_a_share_of_several_gpus_is_refused() -> None:

@@ -112,6 +112,10 @@ class AblationSpec(Settings):
     def _usable(self) -> "AblationSpec":
         if not self.methods and not self.axes and not self.grid:
             raise ValueError("methods, axes and grid are all empty: name at least one method")
+        if "ray" in self.evaluate:
+            raise ValueError(
+                "evaluate.ray is given, but a task of an ablation is a whole run: write ray beside evaluate"
+            )
         for axis, variants in self.axes.items():
             if not variants:
                 raise ValueError(f"axis {axis} has no variant: name at least one")

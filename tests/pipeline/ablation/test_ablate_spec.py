@@ -91,6 +91,8 @@ def test_a_recipe_lies_below_base_and_methods() -> None:
 
 
 def test_an_axis_without_variants_and_a_variant_that_names_no_folder_are_refused() -> None:
+    evaluation = {"benchmark": "digits", "ray": {"num_cpus": 2}}
+    assert message(evaluate=evaluation).endswith("a task of an ablation is a whole run: write ray beside evaluate")
     assert message(axes={"energy": {}}).endswith("axis energy has no variant: name at least one")
     assert "method 'a/b' cannot name a folder" in message(axes={"energy": {"a/b": {}}})
 

@@ -10,8 +10,11 @@ from tests.pipeline.cluster.local_cluster import LocalCluster
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """A head and two nodes of one core; a test that loses a node adds one of its own."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # the paths of sockets must be short
-        cluster = LocalCluster(folder)
+    # The paths of sockets must be short. By the environment: Ray's helper for tests writes the cluster's address
+    # into Ray's default folder, whatever it is told, and fails where no Ray has made that.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        cluster = LocalCluster()
         try:
             cluster.add_node()
             cluster.add_node()

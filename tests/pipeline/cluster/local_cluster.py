@@ -6,13 +6,10 @@ from typing import Any
 class LocalCluster:
     """Nodes with Ray's own daemon and workers each; `address` is what --ray takes."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": folder},
-        )
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.address: str = self._cluster.address
 
     def add_node(self, num_cpus: int = 1) -> Any:

@@ -37,6 +37,14 @@ class Comparison:
         """Whether it stands although so many were compared."""
         return self.adjusted_p_value < SIGNIFICANT
 
+    @property
+    def p_is_bound(self) -> bool:
+        """Whether no resample contradicted the difference, so that p is at most this, and more resamples would lower
+        it."""
+        from betakd_stages.evaluation.bootstrap import NUM_RESAMPLES  # imports SciPy
+
+        return self.p_value <= 2 / (NUM_RESAMPLES + 1)
+
 
 def references(runs: Runs, baseline: str | None = None) -> dict[str, str]:
     """What each method is compared with; a method that is its own reference is left out.

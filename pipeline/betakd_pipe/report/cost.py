@@ -9,7 +9,8 @@ from betakd_pipe.report.tables import MISSING, Cell, Line, Table, summary_cell
 
 RUN_NOTE = (
     "Seconds are those of the training alone, measurements and checkpoints in between included; memory is the most "
-    "that a process ever held, on the host since it began, which with one worker for many runs is that of the largest."
+    "that a process ever held, on the host since it began, which with one worker for many runs is that of the largest. "
+    "Times compare methods only where the machine did nothing else and all ran as many at a time."
 )
 CACHE_NOTE = (
     "The teacher’s seconds are those of all processes that wrote the cache, loading left out; caches of older versions "

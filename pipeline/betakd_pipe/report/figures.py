@@ -10,7 +10,7 @@ from betakd_pipe.report.curves import Curve, Panel
 from betakd_pipe.report.distances import Distributions
 from betakd_pipe.report.drawing import INK, Drawn, finished, logarithmic, new_figure, settings
 from betakd_pipe.report.records import TEACHER
-from betakd_pipe.report.scatter import Scatter
+from betakd_pipe.report.scatter import Moment, Scatter
 from betakd_pipe.report.styles import MOMENT_COLOURS, Style
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PANEL_SIZE_INCHES = (4.7, 2.9)
 BARS_SIZE_INCHES = (11.0, 3.4)
 TWO_SIZE_INCHES = (9.4, 2.9)
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+"""Shapes of the types of questions."""
 GROUP_WIDTH = 0.84
 """Share of a question type's room that its bars take."""
 
@@ -91,22 +93,34 @@ def draw_distributions(moments: Sequence[Distributions], name: str, styles: Mapp
 
 
 def draw_scatters(scatters: Sequence[Scatter], name: str) -> Drawn:
-    """Each probed sample's weight against its entropies, a row per method; colours are moments of the training."""
+    """Each probed sample's weight against its entropies, a row per method; colours are moments of the training, shapes
+    the types of questions."""
     with settings():
         size = (TWO_SIZE_INCHES[0], TWO_SIZE_INCHES[1] * len(scatters))
         figure, grid = new_figure(size, len(scatters), 2, share_y="row")
+        found = {str(kind) for scatter in scatters for moment in scatter.moments for kind in moment.kinds}
+        marks = dict(zip(sorted(found), MARKS, strict=False))
         for row, scatter in zip(grid, scatters, strict=True):
             for axes, whose in zip(row, ("student", "teacher"), strict=True):
                 for moment, colour in zip(scatter.moments, MOMENT_COLOURS, strict=False):
-                    entropy = moment.student_entropy if whose == "student" else moment.teacher_entropy
-                    label = f"step {moment.step}"
-                    axes.scatter(entropy, moment.betas, s=11, color=colour, alpha=0.75, linewidths=0, label=label)
+                    _draw_moment(axes, moment, whose, colour, marks)
                 axes.set_xlabel(f"{whose}’s entropy, nats")
             row[0].set_title(scatter.title, loc="left", parse_math=False)
             row[0].set_ylabel("β")
             if scatter.is_logarithmic:
                 logarithmic(row[0])
+        for moment, colour in zip(scatters[0].moments, MOMENT_COLOURS, strict=False):
+            grid[0][0].scatter([], [], s=11, color=colour, label=f"step {moment.step}")
+        for kind, mark in marks.items() if len(marks) > 1 else ():
+            grid[0][0].scatter([], [], s=16, color=INK, marker=mark, label=kind or "type not known")
         return finished(figure, grid[0][0], name, legend_in_page=True)
+
+
+def _draw_moment(axes: "Axes", moment: Moment, whose: str, colour: str, marks: Mapping[str, str]) -> None:
+    entropy = moment.student_entropy if whose == "student" else moment.teacher_entropy
+    for kind, mark in marks.items():
+        own = moment.kinds == kind
+        axes.scatter(entropy[own], moment.betas[own], s=13, color=colour, alpha=0.75, linewidths=0, marker=mark)
 
 
 def _draw_curve(axes: "Axes", curve: Curve, style: Style, floor: float) -> None:

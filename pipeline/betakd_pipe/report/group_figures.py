@@ -14,7 +14,7 @@ from betakd_pipe.report.figures import draw_category_bars, draw_distributions, d
 from betakd_pipe.report.groups import Group
 from betakd_pipe.report.records import ReportScenario, Runs, seeds_of, teacher_scores
 from betakd_pipe.report.scatter import NOTE as SCATTER_NOTE
-from betakd_pipe.report.scatter import scatters
+from betakd_pipe.report.scatter import sample_kinds, scatters
 from betakd_pipe.report.styles import Style
 
 DISTRIBUTIONS_NOTE = (
@@ -53,6 +53,7 @@ class Artist:
         self._runs = runs
         self._groups = groups
         self._anchor = anchor
+        self._kinds = sample_kinds(runs)
         self.drawn: dict[str, Drawn] = {}
 
     def bars(self) -> list[ShownGroup]:
@@ -96,7 +97,7 @@ class Artist:
         return self._shown(draw_panel(panel, name, group.styles), name, panel.title, panel.note)
 
     def _scatters(self, group: Group) -> list[ShownFigure]:
-        found = scatters(group.of(self._runs))
+        found = scatters(group.of(self._runs), self._kinds)
         if not found:
             return []
         name = self._name(group, "weight-by-entropy")

@@ -119,12 +119,12 @@ def _points(comparison: Comparison) -> str:
 
 def _verdict(comparison: Comparison) -> str:
     text = "significant" if comparison.is_significant else "not significant"
-    return f"{text} (p {_equals(comparison.adjusted_p_value)}, adjusted for all comparisons)"
+    return f"{text} (p {_equals(comparison)}, adjusted for all comparisons)"
 
 
-def _equals(p_value: float) -> str:
-    text = p_text(p_value)
-    return text if text.startswith("<") else f"= {text}"
+def _equals(comparison: Comparison) -> str:
+    text = p_text(comparison)
+    return text if text.startswith(("<", "≤")) else f"= {text}"
 
 
 def _are(methods: Sequence[str]) -> str:

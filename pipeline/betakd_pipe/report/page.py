@@ -21,8 +21,10 @@ from betakd_pipe.report.method_table import method_table
 from betakd_pipe.report.records import TEACHER, ReportError, ReportScenario, read_runs, seeds_of
 from betakd_pipe.report.samples import Cards, sample_cards
 from betakd_pipe.report.settings_shown import ShownSettings, shown_settings
+from betakd_pipe.report.setup import setup_table
 from betakd_pipe.report.styles import Style
 from betakd_pipe.report.tables import Table, as_csv, as_markdown, run_table, shown_shape
+from betakd_pipe.report.weightings import weighting_table
 from betakd_pipe.report.weights import weight_stories, weight_table
 from betakd_stages.files import write_atomically
 
@@ -41,7 +43,7 @@ class Section:
     seeds: Sequence[int]
     styles: Mapping[str, Style]
     tables: Mapping[str, Table]
-    """By name: methods, shaped, weights, distances, quartiles, cost, caches, runs."""
+    """By name: setup, methods, weightings, shaped, weights, distances, quartiles, cost, caches, runs."""
     shaped_title: str
     bars: Sequence[ShownGroup]
     weights: Sequence[ShownGroup]
@@ -83,7 +85,9 @@ def _section(scenario: ReportScenario, anchor: str) -> Section:
     stories = weight_stories(runs)
     settings = shown_settings(runs)
     tables = {
+        "setup": setup_table(scenario, runs),
         "methods": method_table(scenario, runs, compared),
+        "weightings": weighting_table(scenario, runs, compared),
         "shaped": shown_shape(scenario.shaped) if scenario.shaped else None,
         "weights": weight_table(runs, stories),
         "distances": distance_table(runs),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class ReportScenario:
     """The method that all others are compared with; None: see `references`."""
     shaped: "ShapedTable | None" = None
     """A table of another shape, such as the paper's."""
+    weightings: Mapping[str, str] = field(default_factory=dict)
+    """What the ablation calls a method's way to set weights, where it combines losses with such ways."""
+    paper_gains: Mapping[str, float] = field(default_factory=dict)
+    """By how many points a method is above its reference in the paper, where the paper says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from betakd_pipe.ablation.reading import read_ablation
 from betakd_pipe.ablation.rows import EVALUATION, ResultRow, training_seconds
 from betakd_pipe.ablation.run import SPEC
 from betakd_pipe.ablation.shaped import shaped_table
-from betakd_pipe.ablation.spec import AblationSpec, all_methods
+from betakd_pipe.ablation.spec import AblationSpec, all_methods, variants_of_methods
 from betakd_pipe.config import read_layer
 from betakd_pipe.report.records import SCORES, ReportError, ReportScenario, ShapedTable, read_scores
 from betakd_pipe.run_folder import CONFIG
@@ -41,16 +42,27 @@ def _of_ablation(folder: Path, baseline: str | None) -> ReportScenario:
         folder=folder,
         num_planned=len(all_methods(spec)) * len(spec.seeds),
         baseline=baseline,
-        shaped=_shaped(spec, rows),
+        weightings=_weightings(spec),
+        **_shaped(spec, rows),
     )
 
 
-def _shaped(spec: AblationSpec, rows: Sequence[ResultRow]) -> ShapedTable | None:
-    """The table that the spec asks for; None where it asks for none."""
+def _shaped(spec: AblationSpec, rows: Sequence[ResultRow]) -> dict[str, Any]:
+    """The table that the spec asks for, and the paper's gains in its first column; nothing where it asks for none."""
     if spec.table is None:
-        return None
+        return {}
     table = shaped_table(spec, rows)
-    return ShapedTable(table.title, table.headers, table.lines, table.notes)
+    gain = f"{next(iter(spec.table.columns))} paper gain"
+    gains = {record["method"]: record[gain] for record in table.records if record.get(gain) is not None}
+    return {"shaped": ShapedTable(table.title, table.headers, table.lines, table.notes), "paper_gains": gains}
+
+
+def _weightings(spec: AblationSpec) -> dict[str, str]:
+    """The variant of the last axis that each method has, where that axis is about weights alone."""
+    variants = list(spec.axes.values())[-1] if spec.axes else {}
+    if not all(settings.keys() == {"weighting"} for settings in variants.values()):
+        return {}
+    return {method: names[-1] for method, names in variants_of_methods(spec).items()}
 
 
 def _description(spec: AblationSpec) -> str:

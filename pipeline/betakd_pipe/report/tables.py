@@ -36,11 +36,13 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row: its name, which may be a method's, its cells, and a dot for each seed where the table has a strip."""
+    """A row: its name, which may be a method's, its cells, a dot for each seed where the table has a strip, and what it
+    shares with the lines that it stands with and is set off from others by."""
 
     name: str
     cells: tuple[Cell, ...]
     dots: tuple[Dot, ...] = ()
+    group: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,22 @@ def load_digits_samples(specification: DataSpecification) -> SampleSet:
     return SampleSet(specification.canonical(), tuple(samples))
 
 
+def faults(specification: DataSpecification) -> list[str]:
+    """What the options make wrong with the answers on purpose, in words.
+
+    Raises DataError for options that there are not, or of another type.
+    """
+    options = specification.typed_options(OPTIONS)
+    where = f" of the questions {', '.join(options['noisy_types'])}" if options["noisy_types"] else ""
+    noise, drawn = (f"{100 * options[name]:g} % of the labels" for name in ("label_noise", "random_labels"))
+    texts = {
+        "label_noise": f"{noise}{where} are another answer, drawn at random",
+        "random_labels": f"{drawn} are drawn at random from all answers",
+        "confused": f"of {', '.join(options['confused'])} each digit is taken for the next, the last for the first",
+    }
+    return [text for name, text in texts.items() if options[name]]
+
+
 def _sample(split: str, index: int, question_type: str, options: dict[str, Any]) -> Sample:
     first, last = SPLITS[split]
     noise_seed = (options["seed"], index, list(QUESTIONS).index(question_type))

@@ -169,11 +169,11 @@ def test_every_figure_is_in_the_page_and_lies_beside_it_as_png_and_svg(page: Pat
 
 
 def test_every_table_lies_beside_the_page_as_markdown_and_csv(page: Path, scenarios: list[ReportScenario]) -> None:
-    kinds = ["caches", "cost", "distances", "methods", "quartiles", "runs", "settings", "weights"]
+    kinds = ["caches", "cost", "distances", "methods", "quartiles", "runs", "settings", "setup", "weights"]
     names = {f"{name}-{kind}{end}" for name in ("D1", "D2") for kind in kinds for end in (".md", ".csv")}
     assert {path.name for path in (page.parent / "tables").iterdir()} == names
     lines = read(page.parent / "tables" / "D1-methods.md").splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["teacher", *METHODS]
+    assert [line.split("|")[1].strip() for line in lines[2 : 3 + len(METHODS)]] == ["teacher", *METHODS]
     rows = list(csv.DictReader(read(page.parent / "tables" / "D1-methods.csv").splitlines()))
     accuracies = np.array([row.accuracy for row in scenarios[0].rows if row.method == "fkl-task"])
     (found,) = [row for row in rows if row["method"] == "fkl-task"]

@@ -92,8 +92,8 @@ def match_cache(
 def _refuse(cache: TeacherCache, samples: SampleSet, reasons: Mapping[str, str]) -> NoReturn:
     first = next(sample.sample_id for sample in samples if sample.sample_id in reasons)
     raise MismatchError(
-        f"sample {first!r}: {reasons[first]} ({len(reasons)} of {len(samples)} samples differ; {cache.location} was made "
-        f"from {cache.manifest.identity['data']['specification']!r}). Give the data the cache was made from, "
+        f"sample {first!r}: {reasons[first]} ({len(reasons)} of {len(samples)} samples differ; {cache.location} was "
+        f"made from {cache.manifest.identity['data']['specification']!r}). Give the data the cache was made from, "
         "or drop what differs (on_mismatch: drop)"
     )
 

@@ -104,14 +104,14 @@ class Objective(nn.Module):
     def token_energies(
         self, hidden: Tensor, head: Head, targets: TeacherTargets, experts: Experts | None = None
     ) -> tuple[StudentStatistics, dict[str, Tensor]]:
-        """The student's statistics at the targets, and every energy `[N]` by name.
+        """Statistics of the student, and every energy `[N]` by name.
 
-        Where the teachers count one by one there is a pass through the head for each, at what that teacher keeps.
+        Where the teachers count one by one there is a pass through the head for each, at what that teacher keeps; the
+        statistics are the first's, whose cross-entropy and entropy are of the whole vocabulary, as anybody's.
         """
         if experts is None:
             statistics = student_statistics(hidden, head, targets, self.needs(targets))
             return statistics, {name: energy(statistics, targets) for name, energy in self.energies.items()}
-        statistics = student_statistics(hidden, head, targets, Needs(tail_means=True))
         of_teachers = [
             (each, student_statistics(hidden, head, each, self.needs(each, teacher)))
             for teacher, each in enumerate(experts.targets)
@@ -120,7 +120,7 @@ class Objective(nn.Module):
         for name, energy in self.energies.items():
             theirs, own = of_teachers[owner(name)]
             energies[name] = energy(own, theirs)
-        return statistics, energies
+        return of_teachers[0][1], energies
 
     def needs(self, targets: TeacherTargets, teacher: int | None = None) -> Needs:
         """The union of what the energies need, or those of one teacher, and the tail's mean for the student's entropy

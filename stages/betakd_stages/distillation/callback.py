@@ -67,7 +67,9 @@ class RunCallback(TrainerCallback):
         self._progress.advance(1)
         self.stopped_by = self._signal_of_any_process()
         stop = self.stopped_by is not None
-        control.should_save = stop or (step % training.checkpoint_every_steps == 0 and not last)
+        # Where snapshots follow the last step, they start from it again if they are interrupted.
+        due = self._trainer.settings.posterior.count > 0 if last else step % training.checkpoint_every_steps == 0
+        control.should_save = stop or due
         control.should_training_stop = stop or control.should_training_stop
         return control
 

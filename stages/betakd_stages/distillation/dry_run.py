@@ -101,7 +101,7 @@ def _cost(prepared: Prepared, trainer: DistillationTrainer, batch_seconds: float
         num_parameters=prepared.student.model.num_parameters(),  # which knows that 4-bit weights lie two by two
         num_trained=sum(parameter.numel() for parameter in trained),
         seconds_per_step=seconds,
-        hours=seconds * prepared.num_steps / 3600,
+        hours=seconds * (prepared.num_steps + trainer.settings.posterior.num_steps) / 3600,
         weights_bytes=sum(parameter.nbytes for parameter in distiller.parameters()),
         gradient_bytes=trained_bytes,
         optimizer_bytes=optimizer_bytes,

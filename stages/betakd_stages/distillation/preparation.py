@@ -29,6 +29,7 @@ from betakd_stages.features import FeatureStatistics, require_places
 from betakd_stages.models.loading import LoadedModel, load_encoder
 from betakd_stages.objective import Objective
 from betakd_stages.objective_building import build_objective
+from betakd_stages.posterior.refusals import require_posterior
 from betakd_stages.processes import index_and_count, join_processes
 from betakd_stages.progress import Progress, SilentProgress
 from betakd_stages.settings import DistillSettings
@@ -96,6 +97,7 @@ def prepare(settings: DistillSettings, out: Path, progress: Progress | None = No
     student_groups(student.model, settings.training)
     require_packing(settings, student)
     require_what_processes_can(settings)
+    require_posterior(settings)
     sizes = grouping_sizes(matched.samples, settings.training.group_by)
     return Prepared(
         teaching=teaching,

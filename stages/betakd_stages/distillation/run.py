@@ -1,8 +1,8 @@
 """Stage two: a student learns from a cache alone. Interrupted, the same call resumes from the last checkpoint.
 
 The run folder gets metrics.jsonl, timings.jsonl, probe.jsonl, checkpoints/ while it trains, and validation.jsonl where
-the student is measured meanwhile; weighting.safetensors, result.json, adapter/ where there is one, and model/ at the
-end. `model/` is renamed into place last: a run is finished when it exists.
+the student is measured meanwhile; posterior/ where that is sampled; weighting.safetensors, result.json, adapter/ where
+there is one, and model/ at the end. `model/` is renamed into place last: a run is finished when it exists.
 """
 
 import json
@@ -18,6 +18,7 @@ from betakd_stages.distillation.callback import RunCallback
 from betakd_stages.distillation.checkpoints import last_checkpoint, step_of
 from betakd_stages.distillation.distiller import is_sharded, load_tensors, trained_tensors, whole_tensors
 from betakd_stages.distillation.interruption import stop_requests
+from betakd_stages.distillation.posterior import sample_posterior
 from betakd_stages.distillation.preparation import Prepared, prepare
 from betakd_stages.distillation.probe import Probe
 from betakd_stages.distillation.selection import ACCURACY, Selection
@@ -76,6 +77,8 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
     if settings.validation:
         accuracy = validation_accuracy(student, settings.validation)
         metrics |= {ACCURACY: accuracy, **prepared.agreement.measure(student)}
+    if settings.posterior.count:
+        sample_posterior(settings, prepared, out, progress)
     _finish(settings, out, student, learned, steps, metrics)
     return DistillSummary(steps, metrics, already_finished=False)
 

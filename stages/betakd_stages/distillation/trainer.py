@@ -103,14 +103,14 @@ class DistillationTrainer(Trainer):
         objective.backward(output, trained_parameters(self.distiller.student), torch.as_tensor(num_items_in_batch))
         return loss.detach()
 
-    def get_train_dataloader(self) -> DataLoader:
-        """The batches of this process; accelerate has nothing left to share out."""
+    def get_train_dataloader(self, batches: RunBatches | None = None) -> DataLoader:
+        """The batches of this process, the run's or others; accelerate has nothing left to share out."""
         workers = self.settings.training.data_workers
         if workers is None:
             workers = 4 if torch.cuda.is_available() else 0
         return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self._batches,
+            batch_sampler=batches or self._batches,
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,

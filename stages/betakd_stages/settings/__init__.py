@@ -11,6 +11,7 @@ from betakd_stages.settings.ensemble import EnsembleSettings
 from betakd_stages.settings.evaluation import EvaluateSettings
 from betakd_stages.settings.mixture import MixtureSettings
 from betakd_stages.settings.objective import EnergySettings, FeatureSettings, ObjectiveSettings, WeightingSettings
+from betakd_stages.settings.posterior import PosteriorSettings
 from betakd_stages.settings.ray import RaySettings
 from betakd_stages.settings.selection import SelectionSettings
 from betakd_stages.settings.teacher import GenerationSettings, VllmSettings
@@ -32,6 +33,7 @@ __all__ = [
     "GenerationSettings",
     "MixtureSettings",
     "ObjectiveSettings",
+    "PosteriorSettings",
     "RaySettings",
     "SelectionSettings",
     "Settings",

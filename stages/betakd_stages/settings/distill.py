@@ -9,6 +9,7 @@ from betakd_stages.settings.adapters import AdapterSettings
 from betakd_stages.settings.base import MAX_LENGTH, Settings
 from betakd_stages.settings.ensemble import EnsembleSettings
 from betakd_stages.settings.objective import EnergySettings, ObjectiveSettings, WeightingSettings
+from betakd_stages.settings.posterior import PosteriorSettings
 from betakd_stages.settings.training import TrainingSettings
 
 
@@ -68,6 +69,7 @@ class DistillSettings(Settings):
     weighting: WeightingSettings = WeightingSettings()
     training: TrainingSettings = TrainingSettings()
     adapter: AdapterSettings = AdapterSettings()
+    posterior: PosteriorSettings = PosteriorSettings()
     control: ControlSettings = ControlSettings()
 
     @property

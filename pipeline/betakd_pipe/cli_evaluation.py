@@ -22,6 +22,8 @@ NOT_SHOWN = ("benchmarks", "intervals", "reliability")
         "betakd-pipe evaluate run --benchmark mmbench=dev.tsv --out scores --backend vllm --set precision=bf16",
         "betakd-pipe evaluate run --benchmark pope=coco?images=val2014 --benchmark mme=MME --out scores",
         "betakd-pipe evaluate run --benchmark gqa=GQA --benchmark pope=POPE --out /shared/scores --ray auto",
+        "betakd-pipe evaluate run --benchmark digits --calibrate-on digits:validation --out scores",
+        "betakd-pipe evaluate run --benchmark digits --draws 50 --out scores  (of a run with posterior.count)",
     )
 )
 def evaluate(
@@ -32,6 +34,12 @@ def evaluate(
     ] = None,
     reference: Annotated[str | None, typer.Option(help="The teacher's evaluation: adds agreement with it.")] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the model: hf, or vllm where it is installed.")] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Students drawn from the run's posterior: adds credible intervals.")
+    ] = None,
+    calibrate_on: Annotated[
+        list[str] | None, typer.Option(help="Held-out part of a benchmark: adds temperature scaling fitted there.")
+    ] = None,
     ray: Ray = None,
     config: Config = None,
     set_: Set = None,
@@ -46,7 +54,8 @@ def evaluate(
     from betakd_pipe.progress import terminal_progress
     from betakd_stages.settings import EvaluateSettings
 
-    flags = {"model": model, "benchmark": benchmark, "reference": reference, "backend": backend}
+    flags: dict[str, Any] = {"model": model, "benchmark": benchmark, "reference": reference, "backend": backend}
+    flags |= {"draws": draws, "calibrate_on": calibrate_on}
     settings = load_settings(EvaluateSettings, config, flags, set_ or ())
     stages = stage_runs.load_stages()
     scores = stage_runs.evaluate(settings, out, ray=ray, progress=terminal_progress(), stages=stages)

@@ -25,7 +25,7 @@ class AnswersUnderWay:
         whose = {**identity, "batch_size": batch_size}
         self._file = _locked(path)
         try:
-            found = _whole_lines(path)
+            found = whole_lines(path)
             if found:
                 require_same(path.parent, found[0], whose)
         except ConfigError:
@@ -79,7 +79,7 @@ def require_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]
             )
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def whole_lines(path: Path) -> list[dict[str, Any]]:
     """The rows up to the first that is not whole, which is where the writing was cut off."""
     if not path.is_file():
         return []

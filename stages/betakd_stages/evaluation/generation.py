@@ -15,10 +15,12 @@ from betakd_stages.settings import EvaluateSettings
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A generated answer and the probability the model gives to all of its tokens together."""
+    """A generated answer and the probability the model gives to all of its tokens together; the tokens, an end token
+    included, where somebody reads them."""
 
     text: str
     confidence: float
+    token_ids: Sequence[int] = ()
 
 
 Answerer = Callable[..., Iterator[list[Answer]]]
@@ -57,4 +59,5 @@ def greedy_answers(
         behind_end = is_end.cumsum(dim=1) - is_end > 0
         confidences = log_probabilities.masked_fill(behind_end, 0.0).sum(dim=1).exp().tolist()
         texts = encoder.tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-        yield [Answer(text.strip(), confidence) for text, confidence in zip(texts, confidences, strict=True)]
+        ids = [row[~behind].tolist() for row, behind in zip(new_ids, behind_end, strict=True)]
+        yield [Answer(text.strip(), *rest) for text, *rest in zip(texts, confidences, ids, strict=True)]

@@ -3,6 +3,7 @@
 Where a rule gives parts of a point (TextVQA), `correct` holds fractions, and stands for the share of people who agree.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 NUM_BINS = 15
 NUM_PARTS = 4
+SELECTED_SHARES = (0.25, 0.5, 0.75, 0.9)
 LEAST_DOUBT = float(np.finfo(np.float32).eps)
 """Confidences are computed in fp32, where 1 stands for all that is nearer to it than this."""
 
@@ -85,12 +87,45 @@ def reliability_table(
     ]
 
 
-def calibration(confidences: Sequence[float], correct: Sequence[float]) -> dict[str, Any]:
-    """Everything above that says whether confidence means anything."""
+def selective_accuracies(confidences: Sequence[float], correct: Sequence[float]) -> NDArray[np.float64]:
+    """The accuracy `[N]`, 0..1, of the n most confident answers, for n from 1 to N.
+
+    Among answers of equal confidence the order is a matter of chance: what is given is the mean over all orders.
+    """
+    _, group = np.unique(-np.asarray(confidences, dtype=np.float64), return_inverse=True)
+    right = np.asarray(correct, dtype=np.float64)
+    means = np.bincount(group, weights=right) / np.bincount(group)
+    accuracies: NDArray[np.float64] = means[np.sort(group)].cumsum() / np.arange(1, len(right) + 1)
+    return accuracies
+
+
+def area_under_risk_coverage(confidences: Sequence[float], correct: Sequence[float]) -> float:
+    """The mean share of wrong answers among the n most confident, over all n, 0..1: the smaller, the better is known
+    which answers to trust. Source: Geifman, Uziel and El-Yaniv 2019, AURC."""
+    return float(1 - selective_accuracies(confidences, correct).mean())
+
+
+def selective_accuracy(confidences: Sequence[float], correct: Sequence[float]) -> dict[str, float]:
+    """The accuracy in percent of the most confident quarter, half, ... of the answers, rounded up, by their share."""
+    accuracies = selective_accuracies(confidences, correct)
+    return {f"{share:g}": 100 * float(accuracies[math.ceil(share * len(accuracies)) - 1]) for share in SELECTED_SHARES}
+
+
+def calibration_scores(confidences: Sequence[float], correct: Sequence[float]) -> dict[str, float]:
+    """What says in one number whether a confidence is the share of right answers."""
     return {
         "expected_calibration_error": expected_calibration_error(confidences, correct),
         "brier_score": brier_score(confidences, correct),
         "negative_log_likelihood": negative_log_likelihood(confidences, correct),
+    }
+
+
+def calibration(confidences: Sequence[float], correct: Sequence[float]) -> dict[str, Any]:
+    """Everything above that says whether confidence means anything; at least one answer."""
+    return {
+        **calibration_scores(confidences, correct),
+        "area_under_risk_coverage": area_under_risk_coverage(confidences, correct),
+        "selective_accuracy": selective_accuracy(confidences, correct),
         "reliability": reliability_table(confidences, correct),
     }
 

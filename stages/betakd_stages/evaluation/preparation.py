@@ -15,10 +15,12 @@ from betakd_stages.evaluation.benchmarks import load_benchmark
 from betakd_stages.evaluation.benchmarks.base import Benchmark
 from betakd_stages.evaluation.matching import records_of
 from betakd_stages.models.loading import load_encoder, model_folder, weights_sha256
+from betakd_stages.posterior.snapshot_files import posterior_folder, snapshots_sha256
 from betakd_stages.settings import EvaluateSettings
 
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
+CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Task:
     """What the teacher says of the questions; None where no cache is named, and where the scores are there."""
     finished: dict[str, Any] | None
     """The scores that are there already."""
+    held_out: "Task | None" = None
+    """Other questions, on which temperature scaling is fitted; in a folder of their own."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -51,23 +55,35 @@ def prepared(settings: EvaluateSettings, out: Path) -> list[Task]:
     ConfigError where `out` holds other scores.
     """
     benchmarks = [load_benchmark(text) for text in settings.benchmark]
-    names = [benchmark.name for benchmark in benchmarks]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"benchmarks {', '.join(names)}: each may be named once in an evaluation, use several --out")
+    names = _names(benchmarks)
+    held_out = {load_benchmark(text).name: text for text in settings.calibrate_on}
+    for name in _names([load_benchmark(text) for text in settings.calibrate_on]):
+        if name not in names:
+            raise ConfigError(
+                f"calibrate_on names {name}, which is not evaluated: name another part of {', '.join(names)}"
+            )
     weights = weights_sha256(model_folder(settings.model))
     encoder = functools.cache(lambda: load_encoder(settings.model))
     if len(benchmarks) == 1:
         return [_task(benchmarks[0], settings, out, weights, encoder)]
     return [
-        _task(benchmark, _alone(settings, text, benchmark.name), out / benchmark.name, weights, encoder)
+        _task(benchmark, _alone(settings, text, benchmark.name, held_out), out / benchmark.name, weights, encoder)
         for text, benchmark in zip(settings.benchmark, benchmarks, strict=True)
     ]
 
 
-def _alone(settings: EvaluateSettings, benchmark: str, name: str) -> EvaluateSettings:
+def _names(benchmarks: Sequence[Benchmark]) -> list[str]:
+    names = [benchmark.name for benchmark in benchmarks]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"benchmarks {', '.join(names)}: each may be named once in an evaluation, use several --out")
+    return names
+
+
+def _alone(settings: EvaluateSettings, benchmark: str, name: str, held_out: Mapping[str, str]) -> EvaluateSettings:
     """The settings of one benchmark of several: what it is held against is in a folder of its name."""
     beside = {key: value and f"{value}/{name}" for key in ("reference", "cache") for value in [getattr(settings, key)]}
-    return settings.model_copy(update={"benchmark": (benchmark,), **beside})
+    calibrate_on = (held_out[name],) if name in held_out else ()
+    return settings.model_copy(update={"benchmark": (benchmark,), "calibrate_on": calibrate_on, **beside})
 
 
 def _task(
@@ -81,11 +97,32 @@ def _task(
         "backend": settings.backend,
         "precision": settings.precision,
     }
+    if settings.draws:
+        snapshots = snapshots_sha256(posterior_folder(Path(settings.model)))
+        chosen = {name: getattr(settings, name) for name in ("draws", "interval_level", "seed")}
+        subject["posterior"] = {"sha256": snapshots, **chosen}
+    held_out = _held_out(benchmark, settings, out, weights, encoder) if settings.calibrate_on else None
+    if held_out is not None:
+        subject["calibrated_on"] = held_out.subject["questions_sha256"]
     reference = None if settings.reference is None else _reference(Path(settings.reference), benchmark)
     finished = _finished_scores(out, subject)
     wanted = settings.cache if finished is None else None
     records = None if wanted is None else records_of(wanted, benchmark.samples, encoder(), settings.on_mismatch)
-    return Task(benchmark, settings, out, subject, reference, records, finished)
+    return Task(benchmark, settings, out, subject, reference, records, finished, held_out)
+
+
+def _held_out(
+    benchmark: Benchmark, settings: EvaluateSettings, out: Path, weights: str, encoder: Callable[[], Encoder]
+) -> Task:
+    """What temperature scaling is fitted on. Raises ConfigError where that are the benchmark's own questions."""
+    (text,) = settings.calibrate_on
+    held_out = load_benchmark(text)
+    if held_out.samples.fingerprint == benchmark.samples.fingerprint:
+        raise ConfigError(
+            f"calibrate_on {held_out.samples.specification} holds the very questions that are evaluated: name others"
+        )
+    plain = {"benchmark": (text,), "calibrate_on": (), "draws": 0, "reference": None, "cache": None}
+    return _task(held_out, settings.model_copy(update=plain), out / CALIBRATION, weights, encoder)
 
 
 def _reference(folder: Path, benchmark: Benchmark) -> Mapping[str, Mapping[str, Any]]:

@@ -1,6 +1,7 @@
 """`evaluate`: a model's greedy answers on benchmarks, written as predictions.jsonl and scores.json.
 
-One benchmark fills the folder itself; several fill a folder each, and scores.json holds the scores of all.
+One benchmark fills the folder itself; several fill a folder each, and scores.json holds the scores of all. What is
+asked of a benchmark's held-out part lies in calibration/ in its folder.
 """
 
 import functools
@@ -8,16 +9,26 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from betakd_stages.evaluation.answers import AnswersUnderWay
 from betakd_stages.evaluation.benchmarks.base import Benchmark, Grades, Prediction
+from betakd_stages.evaluation.draws import (
+    DrawnStudents,
+    ask_draws,
+    credible_intervals,
+    draw_scores,
+    predictions_of,
+    predictive_means,
+)
 from betakd_stages.evaluation.generation import Answer, Answerer, opened_answerer
 from betakd_stages.evaluation.matching import matching
-from betakd_stages.evaluation.metrics import percent, percent_by_quartile
+from betakd_stages.evaluation.metrics import calibration_scores, percent, percent_by_quartile
 from betakd_stages.evaluation.preparation import PREDICTIONS, SCORES, Task, prepared
 from betakd_stages.evaluation.scoring import scores_of, six_benchmark_average
+from betakd_stages.evaluation.temperature_scaling import fitted_temperature, scaled
 from betakd_stages.files import write_atomically
 from betakd_stages.models.loading import LoadedModel, load_model
 from betakd_stages.progress import Progress
@@ -25,7 +36,19 @@ from betakd_stages.settings import EvaluateSettings
 
 UNDER_WAY = "answers-under-way.jsonl"
 
+DRAWS_UNDER_WAY = "draws-under-way.jsonl"
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The one model of an evaluation, loaded at the first call of any of these."""
+
+    opened: Callable[[], Answerer]
+    loaded: Callable[[], LoadedModel]
+    students: Callable[[], DrawnStudents]
+    """What it can become, where draws are asked for."""
 
 
 def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress) -> dict[str, Any]:
@@ -34,10 +57,14 @@ def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress) -> di
     An interrupted evaluation goes on with the batch it was at, to the same result. Raises what `prepared` raises.
     """
     tasks = prepared(settings, out)
-    loaded = functools.cache(lambda: load_model(settings.model, settings.precision))
+    students = functools.cache(lambda: DrawnStudents(Path(settings.model)))
+    loaded = functools.cache(
+        lambda: students().student if settings.draws else load_model(settings.model, settings.precision)
+    )
     with ExitStack() as stack:
         opened = functools.cache(lambda: stack.enter_context(opened_answerer(settings, loaded)))
-        scores = [task.finished or _evaluate(task, opened, loaded, progress) for task in tasks]
+        asked = Asked(opened, loaded, students)
+        scores = [task.finished or _evaluate(task, asked, progress) for task in tasks]
     if len(scores) == 1:
         return scores[0]
     by_name = {task.benchmark.name: one for task, one in zip(tasks, scores, strict=True)}
@@ -47,29 +74,49 @@ def evaluate(settings: EvaluateSettings, out: Path, *, progress: Progress) -> di
     return summary
 
 
-def _evaluate(
-    task: Task, opened: Callable[[], Answerer], loaded: Callable[[], LoadedModel], progress: Progress
-) -> dict[str, Any]:
-    batch_size = task.settings.batch_size
-    answerer = opened()  # before anything is written: a model that cannot be had leaves no folder
+def _evaluate(task: Task, asked: Asked, progress: Progress) -> dict[str, Any]:
+    settings = task.settings
+    answerer = asked.opened()  # before anything is written: a model that cannot be had leaves no folder
     task.out.mkdir(parents=True, exist_ok=True)
-    with AnswersUnderWay(task.out / UNDER_WAY, task.subject, batch_size) as under_way:
+    with AnswersUnderWay(task.out / UNDER_WAY, task.subject, settings.batch_size) as under_way:
         answers = _answer_all(task, under_way, answerer, progress)
-        predictions = [
-            Prediction(answer.text, str(row["prompt"]), answer.confidence)
-            for answer, row in zip(answers, task.benchmark.rows, strict=True)
-        ]
+        own = [answer.confidence for answer in answers]
+        draws = (
+            ask_draws(task, answers, asked.students(), task.out / DRAWS_UNDER_WAY, progress) if settings.draws else []
+        )
+        predictions = predictions_of(task.benchmark, answers, predictive_means(draws) if draws else own)
         grades = task.benchmark.grade(predictions)
         rows = _prediction_rows(task.benchmark, predictions, grades)
         scores = {**task.subject, **scores_of(task.benchmark, predictions, grades)}
+        if draws:
+            for row, interval, confidence in zip(rows, credible_intervals(draws, settings), own, strict=True):
+                row |= {"credible_interval": interval, "map_confidence": confidence}
+            scores |= draw_scores(draws, own, grades.correct, settings)
+        if task.held_out is not None:
+            scores["temperature_scaling"] = _temperature_scaling(task.held_out, own, grades.correct, asked, progress)
         if task.reference is not None:
             scores |= _beside_reference(rows, task.reference)
         if task.records is not None:
-            scores["matching"] = matching(task.records, loaded(), batch_size, progress)
+            scores["matching"] = matching(task.records, asked.loaded(), settings.batch_size, progress)
         write_atomically(task.out / PREDICTIONS, "".join(json.dumps(row) + "\n" for row in rows))
         write_atomically(task.out / SCORES, json.dumps(scores, indent=2) + "\n")
         under_way.remove()
+        (task.out / DRAWS_UNDER_WAY).unlink(missing_ok=True)
     return scores
+
+
+def _temperature_scaling(
+    held_out: Task, confidences: Sequence[float], correct: Sequence[float], asked: Asked, progress: Progress
+) -> dict[str, Any]:
+    """What temperature scaling, fitted on the held-out part, makes of these confidences; that part is asked first."""
+    known = held_out.finished or _evaluate(held_out, asked, progress)
+    rows = [json.loads(line) for line in (held_out.out / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
+    fitted = fitted_temperature([row["confidence"] for row in rows], [row["correct"] for row in rows])
+    return {
+        "temperature": fitted,
+        "fitted_on": known["benchmark"],
+        **calibration_scores(scaled(confidences, fitted), correct),
+    }
 
 
 def _answer_all(task: Task, under_way: AnswersUnderWay, answerer: Answerer, progress: Progress) -> Sequence[Answer]:

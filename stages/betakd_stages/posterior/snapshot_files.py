@@ -60,7 +60,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def shares_of_draw(num_snapshots: int, seed: int, draw: int) -> NDArray[np.float64]:
-    """What each snapshot contributes to a draw, `[K]`; they add up to 1. A draw does not depend on how many there are."""
+    """What each snapshot contributes to a draw, `[K]`; adding up to 1. Each draw is its own, however many are made."""
     normal = np.random.default_rng([seed, draw]).standard_normal(num_snapshots)
     shares: NDArray[np.float64] = (normal - normal.mean()) / np.sqrt(num_snapshots - 1) + 1 / num_snapshots
     return shares
@@ -70,7 +70,8 @@ def mixed(paths: Sequence[Path], shares: Sequence[float] | NDArray[np.float64]) 
     """The sums of the files' tensors times their shares, computed in float64; of whole numbers those of the first."""
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
-        return {name: _mixed_tensor([file.get_tensor(name) for file in files], shares) for name in files[0].keys()}
+        names = files[0].keys()
+        return {name: _mixed_tensor([file.get_tensor(name) for file in files], shares) for name in names}
 
 
 def _mixed_tensor(tensors: Sequence[Tensor], shares: Sequence[float] | NDArray[np.float64]) -> Tensor:

@@ -36,11 +36,31 @@ class EvaluateSettings(Settings):
     vllm: VllmSettings = VllmSettings()
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the model while it answers")
     batch_size: int = Field(default=32, gt=0)
+    draws: int = Field(
+        default=0, ge=0, description="students drawn from the run's posterior: adds credible intervals; 0: none"
+    )
+    interval_level: float = Field(default=0.9, gt=0, lt=1, description="what credible intervals hold of the draws")
+    seed: int = Field(default=0, ge=0, description="of the draws")
+    calibrate_on: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = Field(
+        default=(),
+        description="held-out questions of a benchmark, named as that is: adds temperature scaling fitted to them",
+    )
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="default: 16 for digits, 1,024 for ScienceQA and MMBench, 128 for the others"
     )
     # Not in what a run remembers of its settings: it changes nothing in what is written.
     ray: RaySettings = Field(default=RaySettings(), exclude=True)
+
+    @model_validator(mode="after")
+    def _draws_as_they_can_be_had(self) -> "EvaluateSettings":
+        if self.draws == 1:
+            raise ValueError("draws is 1, but an interval needs at least 2: give more, or 0 for none")
+        if self.draws and (self.backend, self.precision) != ("hf", "fp32"):
+            raise ValueError(
+                f"draws is {self.draws}, which backend hf in precision fp32 can do, found {self.backend} in "
+                f"{self.precision}: leave those out, or draws"
+            )
+        return self
 
     @model_validator(mode="after")
     def _measurable(self) -> "EvaluateSettings":

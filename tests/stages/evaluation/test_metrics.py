@@ -1,18 +1,24 @@
 """Calibration against scikit-learn and against definitions, agreement by quartile against a sort by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from betakd_stages.evaluation.metrics import (
+    area_under_risk_coverage,
     brier_score,
     calibration,
     expected_calibration_error,
     negative_log_likelihood,
     percent_by_quartile,
     reliability_table,
+    selective_accuracies,
+    selective_accuracy,
 )
+from betakd_stages.evaluation.temperature_scaling import fitted_temperature, scaled
 
 GENERATOR = np.random.default_rng(0)
 CONFIDENCES = GENERATOR.random(700).tolist()
@@ -55,3 +61,48 @@ def test_accuracy_by_quartile_begins_with_the_surest_quarter() -> None:
     found = percent_by_quartile(confidences[order].tolist(), correct[order].tolist())
     assert found == {"quartile1": 100, "quartile2": 50, "quartile3": 50, "quartile4": 0}
     assert percent_by_quartile([0.5], [True]) == {"quartile1": 100}
+
+
+def test_selective_accuracy_is_that_of_the_surest_answers() -> None:
+    order = np.argsort(CONFIDENCES)[::-1]
+    expected = [np.mean(np.asarray(CORRECT)[order[:num]]) for num in range(1, 701)]
+    np.testing.assert_allclose(selective_accuracies(CONFIDENCES, CORRECT), expected, atol=1e-12)
+    assert area_under_risk_coverage(CONFIDENCES, CORRECT) == pytest.approx(1 - np.mean(expected))
+    found = selective_accuracy(CONFIDENCES, CORRECT)
+    assert list(found) == ["0.25", "0.5", "0.75", "0.9"]
+    assert found["0.25"] == pytest.approx(100 * expected[174])
+    assert found["0.9"] == pytest.approx(100 * expected[629])
+    assert selective_accuracy([0.5], [True]) == dict.fromkeys(found, 100)
+
+
+def test_among_equally_sure_answers_the_mean_over_all_orders_counts() -> None:
+    confidences, correct = [0.9, 0.5, 0.5, 0.5, 0.2], [0.0, 1.0, 0.0, 1.0, 1.0]
+    orders = [[0, *middle, 4] for middle in itertools.permutations([1, 2, 3])]
+    running = [np.cumsum(np.asarray(correct)[order]) / np.arange(1, 6) for order in orders]
+    np.testing.assert_allclose(selective_accuracies(confidences, correct), np.mean(running, axis=0))
+
+
+def test_the_fitted_temperature_is_where_scikit_learns_likelihood_is_best_and_order_stays() -> None:
+    temperature = fitted_temperature(CONFIDENCES, CORRECT)
+    losses = {factor: log_loss(CORRECT, scaled(CONFIDENCES, temperature * factor)) for factor in (0.98, 1.0, 1.02)}
+    assert losses[1.0] < min(losses[0.98], losses[1.02])
+    assert losses[1.0] < log_loss(CORRECT, CONFIDENCES)
+    after = scaled(CONFIDENCES, temperature)
+    assert np.argsort(after).tolist() == np.argsort(CONFIDENCES).tolist()
+    np.testing.assert_allclose(
+        np.log(np.divide(after, np.subtract(1, after))) * temperature,
+        np.log(np.divide(CONFIDENCES, np.subtract(1, CONFIDENCES))),
+    )
+
+
+def test_a_known_temperature_is_found_again() -> None:
+    odds = GENERATOR.normal(0, 2, 20_000)
+    correct = (GENERATOR.random(20_000) < 1 / (1 + np.exp(-odds))).tolist()
+    too_sure = (1 / (1 + np.exp(-2.5 * odds))).tolist()
+    assert fitted_temperature(too_sure, correct) == pytest.approx(2.5, rel=0.05)
+
+
+def test_confidences_of_0_and_1_and_answers_that_are_all_right_still_have_a_temperature() -> None:
+    assert 0 < fitted_temperature([1.0, 1.0, 0.9], [True, True, True]) < 1
+    assert fitted_temperature([1.0, 1.0, 1.0], [True, False, True]) > 5
+    assert scaled([0.0, 1.0], 2.0) == pytest.approx([0.0, 1.0], abs=1e-3)

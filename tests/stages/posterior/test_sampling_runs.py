@@ -131,9 +131,9 @@ def test_snapshots_are_mixed_in_float64_and_whole_numbers_are_left_alone(tmp_pat
 
 
 def test_a_learning_rate_that_blows_up_is_one_line(world: World, tmp_path: Path) -> None:
+    chosen = settings(world, posterior={"count": 2, "every_steps": 3, "learning_rate": 1e38})
     with pytest.raises(MismatchError, match="the objective is not finite .*lower the learning rate"):
-        posterior = {"count": 2, "every_steps": 3, "learning_rate": 1e38}
-        distill(settings(world, posterior=posterior), tmp_path / "run", progress=SilentProgress())
+        distill(chosen, tmp_path / "run", progress=SilentProgress())
     assert not (tmp_path / "run" / "model").exists()
 
 

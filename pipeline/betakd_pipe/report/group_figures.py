@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from betakd_pipe.report.calibration import calibration_curves
+from betakd_pipe.report.calibration_figures import (
+    RELIABILITY_NOTE,
+    SELECTIVE_NOTE,
+    draw_reliability,
+    draw_selective,
+)
 from betakd_pipe.report.categories import category_bars
 from betakd_pipe.report.curves import Panel, training_panels
 from betakd_pipe.report.distances import distributions
@@ -60,6 +67,10 @@ class Artist:
         """Accuracy by question type."""
         return self._for_each(self._bars)
 
+    def calibration(self) -> list[ShownGroup]:
+        """Reliability, and accuracy of the most confident answers."""
+        return self._for_each(self._calibration)
+
     def weights(self) -> list[ShownGroup]:
         """The weights over training, and against the entropies."""
         return self._for_each(lambda group: [*self._panels(group, of_weights=True), *self._scatters(group)])
@@ -86,6 +97,17 @@ class Artist:
             notes.append("The line across each group is the teacher.")
         name = self._name(group, "accuracy-by-type")
         return [self._shown(draw_category_bars(bars, name, group.styles), name, "", " ".join(notes), is_wide=True)]
+
+    def _calibration(self, group: Group) -> list[ShownFigure]:
+        curves = calibration_curves(group.of(self._runs))
+        if curves is None:
+            return []
+        reliability, selective = self._name(group, "reliability"), self._name(group, "selective-accuracy")
+        drawn = (draw_reliability(curves, reliability, group.styles), draw_selective(curves, selective, group.styles))
+        return [
+            self._shown(drawn[0], reliability, "Reliability", RELIABILITY_NOTE),
+            self._shown(drawn[1], selective, "Accuracy of the most confident answers", SELECTIVE_NOTE),
+        ]
 
     def _panels(self, group: Group, *, of_weights: bool) -> list[ShownFigure]:
         metrics = {method: [run.metrics for run in of] for method, of in group.of(self._runs).items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from betakd_pipe.report.calibration import calibration_table
 from betakd_pipe.report.categories import quartile_table
 from betakd_pipe.report.comparisons import comparisons
 from betakd_pipe.report.cost import cache_cost_table, run_cost_table
@@ -43,11 +44,12 @@ class Section:
     seeds: Sequence[int]
     styles: Mapping[str, Style]
     tables: Mapping[str, Table]
-    """By name: setup, methods, weightings, shaped, weights, distances, quartiles, cost, caches, runs."""
+    """By name: setup, methods, weightings, shaped, weights, distances, quartiles, calibration, cost, caches, runs."""
     shaped_title: str
     bars: Sequence[ShownGroup]
     weights: Sequence[ShownGroup]
     distances: Sequence[ShownGroup]
+    calibration: Sequence[ShownGroup]
     curves: Sequence[ShownGroup]
     examples: Examples | None
     cards: Cards
@@ -92,6 +94,7 @@ def _section(scenario: ReportScenario, anchor: str) -> Section:
         "weights": weight_table(runs, stories),
         "distances": distance_table(runs),
         "quartiles": quartile_table(scenario, runs),
+        "calibration": calibration_table(runs),
         "cost": run_cost_table(runs),
         "caches": cache_cost_table(runs),
         "runs": run_table(scenario),
@@ -110,6 +113,7 @@ def _section(scenario: ReportScenario, anchor: str) -> Section:
         bars=artist.bars(),
         weights=artist.weights(),
         distances=artist.distances(),
+        calibration=artist.calibration(),
         curves=artist.curves(),
         examples=weight_examples(runs),
         cards=cards,

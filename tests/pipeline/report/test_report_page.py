@@ -155,7 +155,7 @@ def test_the_same_inputs_give_the_same_bytes(page: Path, scenarios: list[ReportS
 
 def test_every_figure_is_in_the_page_and_lies_beside_it_as_png_and_svg(page: Path) -> None:
     kinds = ["accuracy-by-type", "beta-fkl", "cross_entropy", "energy-fkl", "entropy_correlation-fkl"]
-    kinds += ["log-probabilities", "weight-by-entropy"]
+    kinds += ["log-probabilities", "reliability", "selective-accuracy", "weight-by-entropy"]
     names = [f"{name}-{kind}" for name in ("D1", "D2") for kind in kinds]
     figures = page.parent / "figures"
     assert sorted(path.name for path in figures.iterdir()) == sorted(
@@ -169,7 +169,8 @@ def test_every_figure_is_in_the_page_and_lies_beside_it_as_png_and_svg(page: Pat
 
 
 def test_every_table_lies_beside_the_page_as_markdown_and_csv(page: Path, scenarios: list[ReportScenario]) -> None:
-    kinds = ["caches", "cost", "distances", "methods", "quartiles", "runs", "settings", "setup", "weights"]
+    kinds = ["caches", "calibration", "cost", "distances", "methods", "quartiles", "runs", "settings", "setup"]
+    kinds += ["weights"]
     names = {f"{name}-{kind}{end}" for name in ("D1", "D2") for kind in kinds for end in (".md", ".csv")}
     assert {path.name for path in (page.parent / "tables").iterdir()} == names
     lines = read(page.parent / "tables" / "D1-methods.md").splitlines()
@@ -185,7 +186,8 @@ def test_labels_alone_leave_no_empty_figure_and_no_empty_table(small: ReportScen
     (small.rows[0].run / "probe.jsonl").unlink()  # as of an older version
     page = write_report(tmp_path / "report.html", "CE", [], [small])
     figures = sorted(path.name for path in (tmp_path / "figures").glob("*.png"))
-    assert figures == ["D1-accuracy-by-type.png", "D1-cross_entropy.png"]
+    kinds = ("accuracy-by-type", "cross_entropy", "reliability", "selective-accuracy")
+    assert figures == [f"D1-{kind}.png" for kind in kinds]
     assert "What β did" not in read(page)
     assert "Distance to the teacher" not in read(page)
 

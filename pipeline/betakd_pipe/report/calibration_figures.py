@@ -27,8 +27,8 @@ def draw_reliability(curves: CalibrationCurves, name: str, styles: Mapping[str, 
         figure, [[axes]] = new_figure(PANEL_SIZE_INCHES)
         axes.plot([0, 100], [0, 100], color=INK, linewidth=0.7)
         for method, rows in curves.reliability.items():
-            places = [[100 * row[column] for row in rows] for column in ("confidence", "accuracy")]
-            _draw_line(axes, *places, method, styles[method], marker="o")
+            confidences, accuracies = ([100 * row[column] for row in rows] for column in ("confidence", "accuracy"))
+            _draw_line(axes, confidences, accuracies, method, styles[method], marker="o")
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 100)
         axes.set_xlabel("confidence, %")

@@ -33,10 +33,10 @@ class Regressions:
     best: Array
     points: Array
 
-    def covariance(self, temperature: float = 1.0) -> Array:
+    def covariance(self) -> Array:
         """The posterior's `[D, D]`, of each regression: the prior is around the best weights, so they are its mean."""
         precision = self.design.T @ self.design / NOISE**2 + np.eye(NUM_WEIGHTS) / PRIOR**2
-        inverse: Array = np.linalg.inv(precision) * temperature
+        inverse: Array = np.linalg.inv(precision)
         return inverse
 
     def model(self) -> nn.Linear:

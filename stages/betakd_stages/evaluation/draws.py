@@ -37,6 +37,8 @@ from betakd_stages.settings import DistillSettings, EvaluateSettings
 from betakd_stages.statistics import Head, Needs, student_statistics
 
 RUN_SETTINGS = "config.yaml"
+AS_EVALUATED = {"precision": "fp32", "attention": "auto", "gradient_checkpointing": False}
+"""What a student computed in while it trained does not matter any more; some attention needs 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class DrawnStudents:
         """The student that the run ended with. Raises ConfigError for a run without posterior or settings, ModelError
         where the student that it started from cannot be loaded."""
         self._folder = posterior_folder(run)
-        self.student = load_student(run_settings(run))
+        settings = run_settings(run)
+        training = settings.training.model_copy(update=AS_EVALUATED)
+        self.student = load_student(settings.model_copy(update={"training": training}))
         self.become_map()
 
     def become_map(self) -> None:

@@ -36,8 +36,7 @@ class Regressions:
     def covariance(self) -> Array:
         """The posterior's `[D, D]`, of each regression: the prior is around the best weights, so they are its mean."""
         precision = self.design.T @ self.design / NOISE**2 + np.eye(NUM_WEIGHTS) / PRIOR**2
-        inverse: Array = np.linalg.inv(precision)
-        return inverse
+        return np.asarray(np.linalg.inv(precision), dtype=np.float64)
 
     def model(self) -> nn.Linear:
         """The weights that training ends with."""

@@ -14,6 +14,7 @@ from tests.world import World
 from torch import Tensor
 
 from betakd_stages.distillation.distiller import load_tensors
+from betakd_stages.distillation.dry_run import dry_run
 from betakd_stages.distillation.preparation import prepare
 from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError, MismatchError
@@ -162,6 +163,11 @@ def test_several_processes_and_scaled_gradients_are_refused(world: World, monkey
     with pytest.raises(ConfigError, match="but one process can sample it and 2 were started: start one"):
         refusals.require_posterior(settings(world))
     refusals.require_posterior(settings(world, posterior={}))
+
+
+def test_a_dry_run_counts_the_steps_behind_the_last(world: World) -> None:
+    cost = dry_run(settings(world), progress=SilentProgress())
+    assert cost.hours * 3600 / cost.seconds_per_step == pytest.approx(12 + 3 * 2)
 
 
 def test_one_snapshot_is_no_spread(world: World) -> None:

@@ -11,7 +11,7 @@ from betakd_pipe.cli_options import Config, Debug, Ray, Set, examples
 evaluation_commands = typer.Typer()
 
 OFFICIAL = "official."
-NOT_SHOWN = ("benchmarks", "intervals", "reliability")
+NOT_SHOWN = ("benchmarks", "intervals", "credible_intervals", "reliability")
 
 
 @evaluation_commands.command(
@@ -91,10 +91,12 @@ def score(
 
 
 def _lines(scores: Mapping[str, Any]) -> Iterator[str]:
-    """A line per number; official numbers with their intervals."""
+    """A line per number; official numbers with their intervals, those of drawn students last."""
     from betakd_pipe.config import flatten
 
     for name, value in flatten({key: value for key, value in scores.items() if key not in NOT_SHOWN}).items():
         interval = scores.get("intervals", {}).get(name.removeprefix(OFFICIAL)) if name.startswith(OFFICIAL) else None
         sure = f" (95 %: {interval[0]:.5g} to {interval[1]:.5g})" if interval else ""
         yield f"{name}: {value:.5g}{sure}" if isinstance(value, float) else f"{name}: {value}"
+    for name, (low, high) in scores.get("credible_intervals", {}).items():
+        yield f"credible_intervals.{name}: {low:.5g} to {high:.5g}"

@@ -207,6 +207,16 @@ def test_what_cannot_be_drawn_or_calibrated_is_one_line_and_leaves_nothing(
         assert not out.exists()
 
 
+def test_the_command_prints_credible_intervals_by_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = ("--benchmark", BENCHMARK, "--draws", "2", "--set", "interval_level=0.5", "--set", "max_new_tokens=3")
+    assert main(["evaluate", str(run), *asked, "--out", str(out)]) == 0
+    low, high = json.loads((out / "scores.json").read_text())["credible_intervals"]["brier_score"]
+    assert f"credible_intervals.brier_score: {low:.5g} to {high:.5g}\n" in capsys.readouterr().out
+
+
 def test_a_run_whose_settings_are_gone_is_named(run: Path, tmp_path: Path) -> None:
     for content, reason in ((None, "No such file"), ("student: [", "while parsing"), ("seed: 1\n", "validation error")):
         folder = tmp_path / reason.split()[0]

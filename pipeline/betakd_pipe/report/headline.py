@@ -68,13 +68,13 @@ def _tally(compared: Mapping[str, Comparison]) -> list[str]:
 
 
 def _weights(runs: Runs, stories: Sequence[WeightStory]) -> list[str]:
-    """What beta did in the best method whose weights were learned."""
+    """What beta did in the best method whose weights were not the same all the time."""
     learned = [story for story in stories if not story.is_constant]
     if not learned:
         return []
     method = next(name for name in ranking(runs) if any(story.method == name for story in learned))
     own = [story for story in learned if story.method == method]
-    role = "the winner" if method == ranking(runs)[0] else "the best of those that learn their weights"
+    role = "the winner" if method == ranking(runs)[0] else "the best of those whose weights vary"
     parts = "; ".join(_told(story) for story in own)
     return [f"In {method}, {role}, β {parts}."]
 

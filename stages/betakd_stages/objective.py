@@ -87,7 +87,10 @@ class Objective(nn.Module):
             )
             objective, betas = weighed.objective, weighed.betas
             if self._is_prior and experts is not None:
-                mixed, shares = gibbs_mixture(weighed.channel_terms, self.owners, experts.weights)
+                terms = weighed.channel_terms
+                if not self.weighting.has_log_beta:
+                    terms = terms - 0.5 * torch.where(betas > 0, betas, 1.0).log()  # no constant inside a mixture
+                mixed, shares = gibbs_mixture(terms, self.owners, experts.weights)
                 objective, betas = weighed.cross_entropy_terms + mixed, betas * shares[:, self.owners]
         return ObjectiveOutput(
             objective=objective.masked_fill(~supervised, 0.0),

@@ -5,7 +5,7 @@ from typing import Any
 
 from betakd_stages.choices import build, pick
 from betakd_stages.energies import Energy, make_energy
-from betakd_stages.ensemble.names import MARK, of_all_teachers, plain
+from betakd_stages.ensemble.names import MARK, of_all_teachers, owner, plain
 from betakd_stages.errors import ConfigError
 from betakd_stages.features import FeatureChannel, FeatureStatistics
 from betakd_stages.objective import Objective, channel_names
@@ -54,6 +54,8 @@ def build_objective(
             teacher = pick("cached teacher feature", teacher_features, name)
             fixed = {"name": name, "student_size": student_size, "teacher": teacher}
             built_features[name] = build("feature", name, FeatureChannel, settings, fixed)
+    if combine == "prior":
+        _require_same_channels(channel_names(built_energies, built_features), num_teachers)
     inputs = WeightingInputs(_input_names(weighting, weighting_inputs, teacher_features), teacher_features)
     built_weighting = make_weighting(
         weighting,
@@ -80,3 +82,15 @@ def _input_names(
         taken = f"its own inputs ({', '.join(factory.own_inputs)})" if factory.own_inputs else "no inputs"
         raise ConfigError(f"weighting {weighting!r} takes {taken}, but {', '.join(names)} are named: name none")
     return factory.own_inputs
+
+
+def _require_same_channels(channels: Sequence[str], num_teachers: int) -> None:
+    """Nothing; raises ConfigError where one teacher's prior has a channel that another's lacks: whoever has fewer terms
+    would look the likelier."""
+    of_teachers = [{plain(name) for name in channels if owner(name) == teacher} for teacher in range(num_teachers)]
+    for number, own in enumerate(of_teachers, start=1):
+        if missing := set.union(*of_teachers) - own:
+            raise ConfigError(
+                f"a mixture of priors compares teachers by the same channels, but teacher {number} has no "
+                f"{min(missing)}: leave that channel out, or combine the teachers otherwise (--combine channels)"
+            )

@@ -20,7 +20,13 @@ from betakd_stages.distillation.launching import require_what_processes_can
 from betakd_stages.distillation.optimizers import student_groups
 from betakd_stages.distillation.precision import require_precision
 from betakd_stages.distillation.student import load_student
-from betakd_stages.distillation.teaching import Teaching, match_teachers, open_cache_of, open_caches_of
+from betakd_stages.distillation.teaching import (
+    Teaching,
+    match_teachers,
+    open_cache_of,
+    open_caches_of,
+    require_all_teach,
+)
 from betakd_stages.distillation.tracking import tracking_callbacks
 from betakd_stages.distillation.trainer import DistillationTrainer
 from betakd_stages.ensemble.names import numbered, plain
@@ -82,6 +88,7 @@ def prepare(settings: DistillSettings, out: Path, progress: Progress | None = No
     caches = open_caches_of(settings)
     samples, encoder = load_samples(settings.data), load_encoder(settings.student, settings.max_length)
     teaching = match_teachers(settings, caches, samples, encoder, out, progress or SilentProgress())
+    require_all_teach(teaching)
     matched = teaching.matched
     student = load_student(settings)
     objective = build_student_objective(settings, student, [cache.manifest for cache in caches])

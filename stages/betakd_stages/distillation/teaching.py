@@ -23,12 +23,14 @@ from betakd_stages.encoding import Encoder
 from betakd_stages.ensemble.gate import fitted_weights
 from betakd_stages.ensemble.matching import match_caches
 from betakd_stages.ensemble.records import TeacherEnsemble
+from betakd_stages.ensemble.rules import FITTED
 from betakd_stages.ensemble.stored import TEACHER_WEIGHTS, read_teacher_weights, write_teacher_weights
-from betakd_stages.errors import ConfigError
+from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.objective import Objective
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings, FitSettings
 from betakd_stages.trust.file import read_trust, require_trust, trust_path
+from betakd_stages.weighting_inputs import TRUST
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,21 +121,31 @@ def with_fitted_numbers(
 ) -> TeacherEnsemble:
     """The ensemble with what its rule, or the weighting, has to know of each sample before training."""
     trust, rule = None, settings.ensemble.weighting
-    if rule == "trust" or settings.weighting.name == "robust":
+    needs_trust = settings.weighting.name == "robust" or TRUST in (settings.weighting.inputs or ())
+    if rule == "trust" or needs_trust:
         trust = np.zeros(ensemble.indices.shape, np.float32)
         for number, (cache, indices) in enumerate(zip(ensemble.caches, ensemble.indices.T, strict=True)):
             held = indices >= 0
             trust[held, number] = trust_in(cache, indices[held], settings)[indices[held]]
-    given = trust if rule == "trust" else None
-    if rule == "learned":
-        stored = run / TEACHER_WEIGHTS
-        if stored.is_file():
-            ids = [sample.sample_id for sample in samples]
-            given = read_teacher_weights(stored, ids, len(ensemble.caches))
-        else:
-            fit = FitSettings(seed=settings.seed)
-            given = fitted_weights(ensemble.caches, ensemble.indices, samples, fit, progress)
-    return dataclasses.replace(ensemble, given=given, trust=trust if settings.weighting.name == "robust" else None)
+    given, stored = trust if rule == "trust" else None, run / TEACHER_WEIGHTS
+    if rule in FITTED and stored.is_file():
+        given = read_teacher_weights(stored, [sample.sample_id for sample in samples], len(ensemble.caches))
+    elif rule == "learned":
+        fit = FitSettings(seed=settings.seed)
+        given = fitted_weights(ensemble.caches, ensemble.indices, samples, fit, progress)
+    return dataclasses.replace(ensemble, given=given, trust=trust if needs_trust else None)
+
+
+def require_all_teach(teaching: Teaching) -> None:
+    """Nothing; raises MismatchError where one of several caches holds none of the run's samples."""
+    if teaching.ensemble is None:
+        return
+    for cache, num_missing in zip(teaching.caches, teaching.ensemble.num_missing, strict=True):
+        if num_missing == len(teaching.matched.samples):
+            raise MismatchError(
+                f"{cache.location} holds no sample of {teaching.settings.data!r}: give the data it was made from "
+                f"({cache.manifest.identity['data']['specification']!r}), or leave this cache out"
+            )
 
 
 def keep_fitted_numbers(teaching: Teaching, run: Path) -> None:

@@ -10,6 +10,7 @@ from betakd_cache import TeacherCache
 from betakd_stages.data.sample import SampleSet, chosen_samples
 from betakd_stages.distillation.matching import MatchedSamples, match_cache
 from betakd_stages.encoding import Encoder
+from betakd_stages.ensemble.mixing import shared_temperatures
 from betakd_stages.errors import MismatchError
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,14 @@ def match_caches(
     sample that no cache has (unless `on_mismatch` is "drop") and for one of which two teachers saw different images.
     """
     places = {sample.sample_id: place for place, sample in enumerate(samples)}
+    shared_temperatures({str(cache.location): cache.manifest.token_rule.temperatures for cache in caches})
     indices = np.full((len(samples), len(caches)), -1)
     images: list[str | None] = [None] * len(samples)
     for number, cache in enumerate(caches):
         known = set(cache.sample_ids.to_pylist())
         own = [place for name, place in places.items() if name in known]
+        if not own:
+            continue
         part = SampleSet(samples.specification, chosen_samples(samples, own))
         matched = match_cache(cache, part, encoder, on_mismatch, own_prompts=own_prompts)
         at = [places[sample.sample_id] for sample in matched.samples]

@@ -8,11 +8,12 @@ kept the mixture is exact. Shapes: N tokens, T teachers, V ids, U the ids that a
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from betakd_stages.errors import MismatchError
 from betakd_stages.targets import TeacherTargets
 
 
@@ -22,9 +23,10 @@ def mix_targets(teachers: Sequence[TeacherTargets], weights: Tensor) -> TeacherT
     At the temperatures that all of them hold. A teacher of weight 0 adds neither mass nor ids. There are no moments of
     logits, which a mixture does not have. At temperatures other than 1 the tail is an estimate: the teachers' tails
     count as one shape, each in the measure in which its mass is in the mixture's; one teacher's own comes out exactly.
-    Raises MismatchError where a teacher's temperatures do not reach 1.
+    Raises MismatchError where those do not reach 1.
     """
     first = teachers[0]
+    temperatures = shared_temperatures({str(place): each.temperatures for place, each in enumerate(teachers, start=1)})
     weights = weights.to(first.logits.dtype)
     log_weights = weights.log()
     ids, kept = _union(teachers, weights > 0)
@@ -44,7 +46,6 @@ def mix_targets(teachers: Sequence[TeacherTargets], weights: Tensor) -> TeacherT
     largest = torch.stack([of_ids[:, 0], *unkept_largest]).amax(dim=0)
     gold = [teacher.gold_log_probability() for teacher in teachers]
     tail = _MixedTail.of(teachers, log_weights, shares, num_ids)
-    temperatures = tuple(value for value in first.temperatures if all(value in each.temperatures for each in teachers))
     columns = [tail.at(temperature, largest) for temperature in temperatures]
     has_energies = all(teacher.tail_energy is not None for teacher in teachers)
     return dataclasses.replace(
@@ -61,6 +62,19 @@ def mix_targets(teachers: Sequence[TeacherTargets], weights: Tensor) -> TeacherT
         logit_std=None,
         trust=None,
     )
+
+
+def shared_temperatures(grids: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
+    """The temperatures that every grid by its cache's name holds. Raises MismatchError where they do not reach 1."""
+    first = next(iter(grids.values()))
+    shared = tuple(value for value in first if all(value in grid for grid in grids.values()))
+    if not shared or not min(shared) <= 1 <= max(shared):
+        held = "; ".join(f"{name}: {', '.join(f'{value:g}' for value in grid)}" for name, grid in grids.items())
+        raise MismatchError(
+            f"a mixture is taken at temperature 1, which the temperatures that all caches hold do not reach ({held}): "
+            "cache the teachers with the same --temperatures, 1 among them"
+        )
+    return shared
 
 
 def _union(teachers: Sequence[TeacherTargets], counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from betakd_cache.manifest import differences
 from betakd_cache.token_rule import MAX_COMPACT_ENTRIES
 from betakd_stages.caching.kinds import require_of_teacher
 from betakd_stages.caching.written_rows import targets_of
+from betakd_stages.ensemble.mixing import shared_temperatures
 from betakd_stages.ensemble.names import numbered, stored
 from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.trust.file import cache_fingerprint
@@ -68,9 +69,7 @@ def require_parts(caches: Sequence[TeacherCache]) -> None:
                 f"{first.location} has {key} = {left}, {cache.location} has {right}: mix only caches of one "
                 "tokenizer, prompt template and data"
             )
-    if not _shared_temperatures(caches):
-        grids = "; ".join(f"{cache.location} {list(cache.manifest.token_rule.temperatures)}" for cache in caches)
-        raise MismatchError(f"the caches share no temperature ({grids}): cache the teachers at one that all have")
+    _shared_temperatures(caches)
 
 
 def join_samples(caches: Sequence[TeacherCache]) -> JoinedSamples:
@@ -151,8 +150,7 @@ def _shared(cache: TeacherCache) -> dict[str, Any]:
 
 
 def _shared_temperatures(caches: Sequence[TeacherCache]) -> tuple[float, ...]:
-    grids = [cache.manifest.token_rule.temperatures for cache in caches]
-    return tuple(value for value in grids[0] if all(value in grid for grid in grids))
+    return shared_temperatures({str(cache.location): cache.manifest.token_rule.temperatures for cache in caches})
 
 
 def _same_values(

@@ -27,6 +27,8 @@ def gibbs_mixture(terms: Tensor, owners: Tensor, weights: Tensor) -> tuple[Tenso
     each, `weights` `[B, T]` what the mixture gives to each teacher. The responsibilities are what an energy's gradient
     is multiplied by. One teacher: the sum of its terms. Source: MT-BKD (arXiv 2605.27967), with the prior of Beta-KD.
     """
+    # A sample without supervised tokens has no weights; whatever it gets is masked, but must be finite.
+    weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, 1.0)
     of_teachers = terms.new_zeros(weights.shape).index_add(1, owners, terms)
     scores = weights.to(terms.dtype).log() - of_teachers
     return -torch.logsumexp(scores, dim=1), scores.detach().softmax(dim=1)

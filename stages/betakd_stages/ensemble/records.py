@@ -128,6 +128,7 @@ def _expanded(part: TeacherTargets, mask: Tensor, filler: TeacherTargets) -> Tea
         rows[mask, :width] = own
         return rows
 
+    ones = torch.ones_like(filler.gold_logit)
     return dataclasses.replace(
         filler,
         ids=padded(part.ids, filler.gold_ids, 0),
@@ -137,6 +138,9 @@ def _expanded(part: TeacherTargets, mask: Tensor, filler: TeacherTargets) -> Tea
         temperatures=part.temperatures,
         tail_lse=between(part.tail_lse, filler.tail_lse),
         tail_energy=None if part.tail_energy is None else between(part.tail_energy, filler.logits),
+        logit_max=None if part.logit_max is None else between(part.logit_max, ones),
+        logit_mean=None if part.logit_mean is None else between(part.logit_mean, ones),
+        logit_std=None if part.logit_std is None else between(part.logit_std, ones),
     )
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from betakd_stages.distillation.distiller import Distiller
 from betakd_stages.encoding import IGNORED, EncodedSample, Encoder
+from betakd_stages.ensemble.names import owner
 from betakd_stages.inspection.views import Guess, TokenView
 from betakd_stages.models.forward import answer_rows
 from betakd_stages.statistics import Head
@@ -28,7 +29,8 @@ def token_views(
     cached = distiller.cached(batch, rows)
     targets = cached.targets
     _, of_tokens = distiller.objective.token_energies(rows.hidden, head, targets, cached.experts)
-    energies = {name: energy.tolist() for name, energy in of_tokens.items()}
+    knows = None if cached.experts is None else cached.experts.held[0].tolist()
+    energies = {name: each.tolist() for name, each in of_tokens.items() if knows is None or knows[owner(name)]}
     teacher, teacher_gold = targets.log_probabilities(), targets.gold_log_probability().exp().tolist()
     largest = student.topk(min(num_guesses, encoder.vocabulary_size))
     views = []

@@ -91,11 +91,6 @@ class DistillSettings(Settings):
             if self.ensemble != EnsembleSettings():
                 raise ValueError("ensemble says how several caches are put together: name several, or leave it out")
             return self
-        if self.ensemble.combine == "channels" and self.ensemble.weighting != "uniform":
-            raise ValueError(
-                f"ensemble.weighting is {self.ensemble.weighting} but ensemble.combine is channels, where each teacher "
-                "has its own beta: leave one of them out"
-            )
         if self.ensemble.combine != "mixture" and self.weighting.name in ("robust", "gradnorm", "pcgrad"):
             raise ValueError(
                 f"weighting {self.weighting.name} takes the teachers as one: use ensemble.combine mixture, or another "

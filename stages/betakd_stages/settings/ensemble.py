@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from betakd_stages.settings.base import Settings
 
@@ -23,3 +23,16 @@ class EnsembleSettings(Settings):
         default="sample", description="entropy and confidence: of a sample's tokens on average, or of each token"
     )
     entropy_scale: float = Field(default=1.0, gt=0, description="nats of entropy that divide a weight by e")
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> "EnsembleSettings":
+        if self.combine == "channels" and self.weighting != "uniform":
+            raise ValueError(
+                f"weighting is {self.weighting} but combine is channels, where each teacher has its own beta: leave "
+                "one of them out"
+            )
+        if self.per == "token" and self.weighting not in ("entropy", "confidence"):
+            raise ValueError(f"per is token, but weighting {self.weighting} knows samples only: leave it out")
+        if self.entropy_scale != 1 and self.weighting != "entropy":
+            raise ValueError(f"entropy_scale is given, but weighting is {self.weighting}: leave it out, or use entropy")
+        return self

@@ -38,6 +38,8 @@ class Weighting(nn.Module, ABC):
 
     uses_inputs: ClassVar[bool] = False
     """Whether the weights depend on the inputs `[B, F]`; where not, F may be 0."""
+    has_log_beta: ClassVar[bool] = False
+    """Whether the terms of the channels hold -(d / 2) log beta; given weights leave it out, it would be a constant."""
     own_inputs: ClassVar[tuple[str, ...]] = ()
     """The inputs by name, where those are not for the user to choose."""
     confidence_gate: ClassVar[float] = 0.0

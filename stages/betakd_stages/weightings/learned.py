@@ -39,6 +39,8 @@ class LearnedWeighting(Weighting):
     A subclass gives the raw numbers. Source: paper, eq. 13 to 15, with one beta for each of several channels.
     """
 
+    has_log_beta = True
+
     def __init__(
         self,
         channels: Sequence[str],

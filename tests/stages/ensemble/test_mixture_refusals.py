@@ -20,7 +20,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tokens": ({"answers_of": 1}, "sample 's0': its answer is other tokens in .*b than in a cache before it: mix"),
     "written": ({"identity": {"targets": {"kinds": ["generate"]}}}, "b holds answers that its teacher wrote, which"),
     "one id": ({"rule": TokenRule(top_k=1)}, "b keeps one id per token, which need not be its teacher's first: mix"),
-    "grid": ({"rule": HOT}, r"share no temperature \(.*a \[0.5, 1.0, 2.0\]; .*b \[3.0\]\): cache the teachers at one"),
+    "grid": (
+        {"rule": HOT},
+        r"do not reach \(.*a: 0.5, 1, 2; .*b: 3\): cache the teachers with the",
+    ),
     "tower": ({"identity": {"tower": {}}}, "b holds what a vision tower says about images, expected was what a teach"),
 }
 

@@ -59,3 +59,14 @@ def test_a_teacher_of_weight_zero_has_no_part_whatever_its_terms() -> None:
     assert value.tolist() == [5.0]
     assert shares.tolist() == [[0.0, 1.0]]
     assert gradient.tolist() == [[0.0, 1.0]]
+
+
+def test_a_sample_without_any_weight_stays_finite() -> None:
+    terms = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+
+    value, shares = gibbs_mixture(terms, torch.arange(2), torch.zeros(1, 2))
+    (gradient,) = torch.autograd.grad(value.sum(), terms)
+
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(shares).all()
+    assert torch.isfinite(gradient).all()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.stages.ensemble.several import TRAINING, Caches, settings
 from tests.world import World
 
 from betakd_cache import open_cache
-from betakd_stages.caching.run import cache_teacher
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.cached_targets import decode_batch
 from betakd_stages.distillation.run import distill
 from betakd_stages.ensemble.matching import match_caches
 from betakd_stages.ensemble.records import TeacherEnsemble
-from betakd_stages.errors import MismatchError
 from betakd_stages.inspection.run import inspect_samples
 from betakd_stages.models.loading import load_encoder
-from betakd_stages.models.tiny import TEACHER_SIZE, save_tiny_model
 from betakd_stages.progress import SilentProgress
-from betakd_stages.settings import CacheTeacherSettings, DistillSettings, EnsembleSettings, TrustSettings
+from betakd_stages.settings import DistillSettings, EnsembleSettings, TrustSettings
 from betakd_stages.trust.run import fit_trust
 
-FEWER = "digits:transfer?count=30&seed=3&label_noise=0.2"
-"""The first 30 of the world's 48 samples."""
-TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "log_every_steps": 1, "probe_samples": 0}
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Caches:
-    """The world's cache, a copy of it, and another teacher's of all and of fewer samples."""
-
-    first: Path
-    copy: Path
-    other: Path
-    fewer: Path
-
-
-@pytest.fixture(scope="module")
-def caches(world: World, tmp_path_factory: pytest.TempPathFactory) -> Caches:
-    folder = tmp_path_factory.mktemp("several")
-    shutil.copytree(world.cache, folder / "copy")
-    teacher = save_tiny_model(folder / "teacher", TEACHER_SIZE, seed=7)
-    for name, data in (("other", world.data), ("fewer", FEWER)):
-        rules = CacheTeacherSettings(teacher=str(teacher), data=data, top_k=9, top_p=0.9, temperatures=(1.0, 2.0))
-        cache_teacher(rules, folder / name, progress=SilentProgress())
-    return Caches(world.cache, folder / "copy", folder / "other", folder / "fewer")
-
-
-def settings(world: World, *cache: Path, **changes: Any) -> DistillSettings:
-    common = {"student": str(world.student), "data": world.data, "training": TRAINING}
-    energies = {"objective": {"energies": ["fkl"], "features": ["prompt"]}}
-    return DistillSettings.model_validate({**common, **energies, "cache": [str(path) for path in cache], **changes})
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -203,47 +170,35 @@ def test_robust_weighting_takes_the_mixture_of_trusts(world: World, caches: Cach
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_sample_that_no_cache_holds_is_one_line(world: World, caches: Caches) -> None:
-    opened = [open_cache(caches.fewer), open_cache(caches.fewer)]
-    encoder = load_encoder(str(world.student))
-    with pytest.raises(MismatchError, match=r"is in none of 2 caches \(18 of 48 samples are not\)"):
-        match_caches(opened, load_samples(world.data), encoder, "stop")
-
-    matched, indices = match_caches(opened, load_samples(world.data), encoder, "drop")
-
-    assert (matched.num_dropped, indices.shape) == (18, (30, 2))
-
-
-def test_a_cache_of_other_data_is_named(world: World, caches: Caches, tmp_path: Path) -> None:
-    noisy = "digits:transfer?count=48&seed=3&label_noise=0.9"
-    teacher = tmp_path / "teacher"
-    save_tiny_model(teacher, TEACHER_SIZE, seed=7)
-    cache_teacher(CacheTeacherSettings(teacher=str(teacher), data=noisy), tmp_path / "noisy", progress=SilentProgress())
-    opened = [open_cache(caches.first), open_cache(tmp_path / "noisy")]
-    with pytest.raises(MismatchError, match=f"{tmp_path}/noisy was made from"):
-        match_caches(opened, load_samples(world.data), load_encoder(str(world.student)), "stop")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ensemble": {"combine": "channels", "weighting": "entropy"}}, "each teacher has its own beta"),
-        ({"ensemble": {"combine": "prior"}, "weighting": {"name": "robust"}}, "robust takes the teachers as one"),
-        ({"ensemble": {"combine": "prior"}, "weighting": {"name": "pcgrad"}}, "pcgrad takes the teachers as one"),
-        ({"targets": "generated"}, "teachers write different answers"),
-        ({"trust": "t.parquet"}, "each of several caches has its own beside it"),
-        ({"control": {"shuffle_records": True}}, "control.shuffle_records is for one cache"),
-    ],
-)
-def test_settings_that_several_caches_do_not_allow_are_refused(
-    world: World, caches: Caches, changes: dict[str, Any], message: str
+def test_a_sample_that_one_cache_lacks_is_inspected_by_what_the_other_says(
+    world: World, caches: Caches, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        settings(world, caches.first, caches.other, **changes)
+    asked = settings(
+        world, caches.fewer, caches.first, ensemble={"combine": "channels"}, objective={"energies": ["rkl"]}
+    )
+    distill(asked, tmp_path / "run", progress=SilentProgress())
+    ensemble = ensemble_of(world, caches.fewer, caches.first)
+    missing = int(np.flatnonzero(ensemble.indices[:, 0] < 0)[0])
+    sample_id = load_samples(world.data)[missing].sample_id
+
+    view = inspect_samples(tmp_path / "run", asked, sample_ids=[sample_id])[0]
+
+    assert [(channel.name, channel.value is None) for channel in view.channels] == [
+        ("cross_entropy", False), ("rkl@1", True), ("rkl@2", False),
+    ]  # fmt: skip
+    assert all(token.energies.keys() == {"rkl@2"} for token in view.tokens)
 
 
-def test_a_cache_named_twice_and_an_ensemble_of_one_are_refused(world: World, caches: Caches) -> None:
-    with pytest.raises(ValueError, match="named twice"):
-        settings(world, caches.first, caches.first)
-    with pytest.raises(ValueError, match="name several, or leave it out"):
-        settings(world, caches.first, ensemble={"combine": "prior"})
+def test_energies_on_logits_take_a_sample_that_one_cache_lacks(world: World, caches: Caches, tmp_path: Path) -> None:
+    changes = {"ensemble": {"combine": "prior"}, "objective": {"energies": ["mse_logits"]}}
+    run = trained(settings(world, caches.first, caches.fewer, **changes), tmp_path / "run")
+    assert np.isfinite([row["objective"] for row in run]).all()
+
+
+def test_instance_weights_may_see_the_trust_of_several_caches(world: World, caches: Caches, tmp_path: Path) -> None:
+    for name, path in (("first", caches.first), ("other", caches.other)):
+        shutil.copytree(path, tmp_path / name)
+        fit_trust(TrustSettings(cache=str(tmp_path / name), data=world.data), progress=SilentProgress())
+    weighting = {"name": "instance", "inputs": ["trust"]}
+    asked = settings(world, tmp_path / "first", tmp_path / "other", weighting=weighting)
+    assert len(trained(asked, tmp_path / "run")) == 4

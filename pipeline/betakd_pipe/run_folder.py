@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from betakd_cache import CacheError
 from betakd_pipe import __version__
@@ -73,14 +73,17 @@ def run_folder(folder: Path, settings: BaseModel) -> Iterator[Path]:
 
 
 def check_configuration(folder: Path, settings: BaseModel) -> None:
-    """Raise ConfigError unless `folder` is absent, empty, or the folder of a run with exactly these settings."""
+    """Raise ConfigError unless `folder` is absent, empty, or the folder of a run with exactly these settings.
+
+    Settings that came into being after the folder was begun count as their defaults there.
+    """
     if folder.is_file():
         raise ConfigError(f"{folder}: is a file; expected a folder for the run: choose another --out")
     if not (folder / CONFIG).is_file():
         if not folder.is_dir() or not _entries_of_stage(folder):
             return
         raise ConfigError(f"{folder}: holds files but no {CONFIG}, so it is no run folder: choose another --out")
-    before = flatten(read_layer(folder / CONFIG).values)
+    before = flatten(_with_defaults(read_layer(folder / CONFIG).values, type(settings)))
     now = flatten(settings.model_dump(mode="json"))
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
@@ -153,6 +156,14 @@ def _same(old: Any, new: Any) -> bool:
     if isinstance(old, str) and isinstance(new, str) and os.path.exists(old) and os.path.exists(new):
         return os.path.samefile(old, new)
     return type(old) is type(new) and bool(old == new)
+
+
+def _with_defaults(stored: Mapping[str, Any], model: type[BaseModel]) -> Mapping[str, Any]:
+    """The stored settings with the defaults of those they lack; as they are where they are no settings any more."""
+    try:
+        return model.model_validate(stored).model_dump(mode="json")
+    except ValidationError:
+        return stored
 
 
 def _show(value: Any) -> str:

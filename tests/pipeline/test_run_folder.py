@@ -75,6 +75,43 @@ def test_true_is_not_one(tmp_path: Path) -> None:
         check_configuration(tmp_path / "run", SETTINGS.model_copy(update={"seed": 1}))
 
 
+def drop_from_config(folder: Path, *keys: str) -> None:
+    """Leave the folder as a version left it that did not know these settings, each `group` or `group.key`."""
+    config = folder / "config.yaml"
+    stored = yaml.safe_load(config.read_text(encoding="utf-8"))
+    for key in keys:
+        *groups, last = key.split(".")
+        at = stored
+        for group in groups:
+            at = at[group]
+        del at[last]
+    config.write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
+
+
+def test_settings_that_are_newer_than_the_folder_had_their_defaults_there(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    started(folder)
+    drop_from_config(folder, "ensemble", "max_length", "training.accumulation")
+    started(folder)
+    other = SETTINGS.model_copy(update={"training": TrainingSettings(accumulation=4)})
+    with pytest.raises(ConfigError, match=r"was started with training.accumulation = 1, now it is 4: choose another"):
+        check_configuration(folder, other)
+
+
+def test_a_setting_that_there_is_no_more_is_named_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    started(folder)
+    drop_from_config(folder, "ensemble")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8") + "momentum: 0.9\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        check_configuration(folder, SETTINGS)
+    assert str(caught.value) == (
+        f"{folder}: was started with momentum = 0.9, now it is nothing: choose another --out, or delete that folder to "
+        "start again"
+    )
+
+
 def test_a_setting_that_was_absent_is_shown_as_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     started(folder)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from betakd_pipe.report.records import channels_in
+
 MetricRows = Sequence[Mapping[str, Any]]
 DECADE = 10.0
 
@@ -47,9 +49,7 @@ def training_panels(metrics: Mapping[str, Sequence[MetricRows]]) -> list[Panel]:
 
     Cross-entropy; then for each channel its energy, its beta and the correlation of log beta with teacher entropy.
     """
-    names = dict.fromkeys(name for runs in metrics.values() for rows in runs for row in rows for name in row)
-    # Not what a channel has by quartile of the teacher's entropy, such as energy/fkl/quartile1.
-    channels = [name.removeprefix("energy/") for name in names if name.startswith("energy/") and name.count("/") == 1]
+    channels = channels_in([row for runs in metrics.values() for rows in runs for row in rows])
     panels = [
         _panel("cross_entropy", "Cross-entropy on the labels", "cross-entropy, nats", CROSS_ENTROPY_NOTE, metrics)
     ]

@@ -19,6 +19,10 @@ METRICS = "metrics.jsonl"
 PROBE = "probe.jsonl"
 PREDICTIONS = "predictions.jsonl"
 SCORES = "scores.json"
+ENERGY = "energy/"
+"""Before a channel's name in the metrics."""
+FEATURE = "feature:"
+"""Before a feature's name in that of its channel."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -76,17 +80,16 @@ class Run:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """The energies and features that it was trained on, by their names in `metrics`."""
-        objective, num_teachers = self.settings["objective"], len(self.caches)
-        teachers = [f"@{number}" for number in range(1, num_teachers + 1)] if num_teachers > 1 else [""]
-        is_mixture = self.settings.get("ensemble", {}).get("combine", "mixture") == "mixture"
-        energies = [
-            f"{energy['name']}{teacher}"
-            for energy in objective["energies"]
-            for teacher in ([""] if is_mixture else teachers)
-        ]
-        features = [f"feature:{each['name']}{teacher}" for each in objective["features"] for teacher in teachers]
-        return (*energies, *features)
+        """The energies and features that it was trained on, energies first, as its metrics name them.
+
+        What several teachers' are called depends on their caches; without metrics the names are those of the settings.
+        """
+        if not self.metrics:
+            objective = self.settings["objective"]
+            features = [f"{FEATURE}{each['name']}" for each in objective["features"]]
+            return (*(each["name"] for each in objective["energies"]), *features)
+        # By name, because a row has nothing of a channel that no sample has, so that their order is one of chance.
+        return tuple(sorted(channels_in(self.metrics), key=lambda name: (name.startswith(FEATURE), name)))
 
     @property
     def caches(self) -> tuple[str, ...]:
@@ -114,6 +117,13 @@ def read_runs(scenario: ReportScenario) -> dict[str, list[Run]]:
             f"scenario {scenario.name}: found no finished run, expected at least one: see why the runs failed"
         )
     return runs
+
+
+def channels_in(metrics: Records) -> list[str]:
+    """The channels that these rows of metrics are of, in order of first appearance."""
+    names = dict.fromkeys(name for row in metrics for name in row if name.startswith(ENERGY))
+    # Not what a channel has by quartile of the teacher's entropy, such as energy/fkl/quartile1.
+    return [name.removeprefix(ENERGY) for name in names if name.count("/") == 1]
 
 
 def _read_run(row: ResultRow) -> Run:

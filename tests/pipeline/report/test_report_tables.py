@@ -49,6 +49,24 @@ def test_weights_are_told_by_method_from_first_to_last(runs: dict[str, list[Run]
     assert [cell.text for cell in cells(table, "fkl-instance")][-1] == "yes"
 
 
+def test_channels_are_those_that_the_metrics_name_whatever_the_caches_call_features(runs: dict[str, list[Run]]) -> None:
+    of = runs["fkl-instance"][0]
+    settings = {**of.settings, "objective": {"energies": [{"name": "fkl"}], "features": [{"name": "prompt"}]}}
+    names = ("feature:prompt_2", "feature:prompt_1", "fkl")  # of one cache merged from two
+    row = {f"{kind}/{name}": 2.0 for kind in ("energy", "beta") for name in names}
+    row |= {f"energy/{name}/quartile1": 2.0 for name in names}
+    samples = {**of.probe[-1]["samples"], **{f"beta/{name}": of.probe[-1]["samples"]["beta/fkl"] for name in names}}
+    lone = {key: value for key, value in row.items() if "feature" not in key}  # no sample of the batch has a feature
+    merged = replace(
+        of, settings=settings, metrics=[row, lone, row], probe=[{**each, "samples": samples} for each in of.probe]
+    )
+    assert merged.channels == ("fkl", "feature:prompt_1", "feature:prompt_2")
+    assert [story.channel for story in weight_stories({"m": [merged]})] == list(merged.channels)
+    assert [each.title for each in scatters({"m": [merged]})] == [f"m: {channel}" for channel in merged.channels]
+    assert replace(merged, metrics=[]).channels == ("fkl", "feature:prompt")
+    assert replace(merged, metrics=[{"cross_entropy": 1.0}]).channels == ()
+
+
 def test_the_correlation_with_the_students_entropy_is_that_of_the_probed_samples(runs: dict[str, list[Run]]) -> None:
     expected = []
     for run in runs["fkl-instance"]:

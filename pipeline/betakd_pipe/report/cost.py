@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from betakd_cache import Manifest, read_manifest
+from betakd_cache import Manifest
+from betakd_pipe.report.caches import GONE, read_cache
 from betakd_pipe.report.records import Run, Runs
 from betakd_pipe.report.tables import MISSING, Cell, Line, Table, summary_cell
 
@@ -50,11 +51,8 @@ def cache_cost_table(runs: Runs) -> Table | None:
         for run in of:
             for cache in run.caches:
                 readers[cache] = readers.get(cache, 0) + 1
-    lines = [
-        _cache_line(path, read_manifest(path), num_readers)
-        for path, num_readers in readers.items()
-        if Path(path).exists()
-    ]
+    found = {path: read_cache(path) for path in readers}
+    lines = [_cache_line(path, found[path], readers[path]) for path in readers if found[path] != GONE]
     headings = (
         *("cache", "samples", "tokens", "MB", "bytes/token", "runs that read it"),
         *("teacher’s seconds", "teacher’s seconds per run"),
@@ -62,20 +60,28 @@ def cache_cost_table(runs: Runs) -> Table | None:
     return Table("caches", headings, tuple(lines), CACHE_NOTE) if lines else None
 
 
-def _cache_line(path: str, manifest: Manifest, num_readers: int) -> Line:
-    counts = manifest.counts
+def _cache_line(path: str, manifest: Manifest | str, num_readers: int) -> Line:
     seconds = teacher_seconds(Path(path))
     return Line(
         path,
         (
-            Cell(f"{counts.num_samples:,}", counts.num_samples),
-            Cell(f"{counts.num_tokens:,}", counts.num_tokens),
-            Cell(f"{counts.size_bytes / 1e6:.2f}", counts.size_bytes / 1e6),
-            _number(counts.size_bytes / counts.num_tokens if counts.num_tokens else None),
+            *_size_cells(manifest),
             Cell(str(num_readers), num_readers),
             _number(seconds),
             _number(None if seconds is None else seconds / num_readers),
         ),
+    )
+
+
+def _size_cells(manifest: Manifest | str) -> tuple[Cell, ...]:
+    if isinstance(manifest, str):
+        return (Cell("cannot be read"), *[Cell(MISSING)] * 3)
+    counts = manifest.counts
+    return (
+        Cell(f"{counts.num_samples:,}", counts.num_samples),
+        Cell(f"{counts.num_tokens:,}", counts.num_tokens),
+        Cell(f"{counts.size_bytes / 1e6:.2f}", counts.size_bytes / 1e6),
+        _number(counts.size_bytes / counts.num_tokens if counts.num_tokens else None),
     )
 
 

@@ -62,7 +62,7 @@ def write_report(page: Path, title: str, summary: Sequence[str], scenarios: Sequ
     """The path of `page`, written with tables/ and figures/ in its folder; the same inputs give the same bytes.
 
     Raises ReportError for a scenario without rows, for two of one name and for files of runs that are missing or
-    damaged; ConfigError and CacheError where a run's configuration or cache cannot be read.
+    damaged; ConfigError where a run's configuration cannot be read.
     """
     anchors = [_file_name(scenario.name) for scenario in scenarios]
     for anchor in anchors:

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from betakd_cache import Manifest, read_manifest
+from betakd_cache import Manifest
 from betakd_pipe.config import flatten
+from betakd_pipe.report.caches import read_cache
 from betakd_pipe.report.records import Runs
 from betakd_pipe.report.tables import Table, difference_table
 
 
 @dataclass(frozen=True, slots=True)
 class ShownCache:
-    """A cache and the YAML of its identity, or a sentence saying that it is gone."""
+    """A cache and the YAML of its identity, or a sentence saying that it is gone or damaged."""
 
     path: str
     identity: str
@@ -31,19 +31,19 @@ class ShownSettings:
 
 
 def shown_settings(runs: Runs) -> ShownSettings:
-    """The settings of these runs. Raises CacheError for a cache that is damaged."""
+    """The settings of these runs."""
     first = {method: of[0].settings for method, of in runs.items()}
     caches = dict.fromkeys(path for of in runs.values() for run in of for path in run.caches)
     return ShownSettings(
         configurations={method: _yaml(settings) for method, settings in first.items()},
         differences=difference_table({method: flatten(settings) for method, settings in first.items()}),
-        caches=tuple(ShownCache(path, _identity(Path(path))) for path in caches),
+        caches=tuple(ShownCache(path, _identity(path)) for path in caches),
     )
 
 
-def _identity(path: Path) -> str:
-    """A report of runs that were moved, or whose cache was deleted to save space, is still worth reading."""
-    return _yaml(_facts(read_manifest(path))) if path.exists() else "The cache is no longer at this path."
+def _identity(path: str) -> str:
+    found = read_cache(path)
+    return found if isinstance(found, str) else _yaml(_facts(found))
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from betakd_cache import read_manifest
 from betakd_pipe.config import read_layer
+from betakd_pipe.report.caches import GONE, read_cache
 from betakd_pipe.report.comparisons import MANUAL, mean_accuracies
 from betakd_pipe.report.records import ReportScenario, Run, Runs, teacher_evaluations
 from betakd_pipe.report.tables import Table, text_table
@@ -47,8 +47,10 @@ def _training(run: Run) -> str:
 
 
 def _num_cached(run: Run) -> str:
-    counts = [read_manifest(cache).counts.num_samples for cache in run.caches if Path(cache).exists()]
-    return f"{' and '.join(f'{count:,}' for count in counts)} in the teacher’s cache" if counts else ""
+    found = [each for each in map(read_cache, run.caches) if each != GONE]
+    counts = ["?" if isinstance(each, str) else f"{each.counts.num_samples:,}" for each in found]
+    unread = " (a cache cannot be read: see the settings below)" if "?" in counts else ""
+    return f"{' and '.join(counts)} in the teacher’s cache{unread}" if counts else ""
 
 
 def _faults(run: Run) -> str:

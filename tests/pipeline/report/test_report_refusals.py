@@ -1,5 +1,6 @@
 """What a report refuses: files that are missing, damaged or of other questions, and scenarios that cannot be shown."""
 
+import html
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import pytest
 from tests.pipeline.report.fixture_folders import METHODS, make_scenario
 
-from betakd_cache import CacheError
 from betakd_pipe.report import ReportError, ReportScenario, write_report
 
 
@@ -21,11 +21,22 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_a_damaged_cache_manifest_is_an_error(small: ReportScenario, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["edited", "emptied"])
+def test_a_damaged_cache_is_said_to_be_and_the_report_goes_on(
+    damage: str, small: ReportScenario, tmp_path: Path
+) -> None:
     manifest = small.folder / "seed-0" / "cache" / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes().replace(b"llava", b"other"))
-    with pytest.raises(CacheError, match="does not match"):
-        write_report(tmp_path / "report.html", "CE", [], [small])
+    if damage == "edited":
+        manifest.write_bytes(manifest.read_bytes().replace(b"llava", b"other"))
+    else:
+        manifest.unlink()
+    write_report(tmp_path / "report.html", "CE", [], [small])
+    page = html.unescape(read(tmp_path / "report.html"))
+    assert "? in the teacher’s cache (a cache cannot be read: see the settings below)" in page
+    reason = f"{manifest} is damaged or was edited" if damage == "edited" else f"{manifest.parent} is not a cache, it has no"
+    assert f"The cache cannot be read: {reason}" in page
+    (line,) = [line for line in read(next(tmp_path.glob("tables/*caches.md"))).splitlines() if "seed-0" in line]
+    assert [cell.strip() for cell in line.split("|")][2:7] == ["cannot be read", "–", "–", "–", "1"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`cache merge --mixture`: the mixture of several teachers, mixed once, as a cache like any other."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from betakd_stages.trust.evidence import Floats
 from betakd_stages.trust.file import read_trust, require_trust, trust_path
 
 BLOCK_SAMPLES = 64
+WEIGHT_COLUMN = re.compile(r"weight_[0-9]+")
 
 _Arrays = dict[str, NDArray[Any]]
 
@@ -184,8 +186,10 @@ def _rows(
 
 
 def _further_columns(cache: TeacherCache) -> pa.Table:
+    """The columns of the rows that are the cache's own, without the weights of which it is a mixture itself."""
     rows = cache.rows()
-    return rows.select([name for name in rows.column_names if name not in RESERVED_COLUMNS])
+    names = [name for name in rows.column_names if name not in RESERVED_COLUMNS]
+    return rows.select([name for name in names if not WEIGHT_COLUMN.fullmatch(name)])
 
 
 def _weight_column(number: int) -> str:

@@ -127,6 +127,17 @@ def test_a_sample_that_one_cache_lacks_is_carried_by_the_others_and_counted(tmp_
     assert found.mean_weights == pytest.approx([5 / 11, 6 / 11])
 
 
+def test_of_a_mixture_that_is_mixed_again_the_former_weights_are_dropped(tmp_path: Path) -> None:
+    sources = [write_teacher(tmp_path / str(teacher), teacher, EXACT) for teacher in range(4)]
+    merged(tmp_path / "three", *sources[:3])
+    found = merged(tmp_path / "again", tmp_path / "three", sources[3])
+    rows = open_cache(tmp_path / "again").rows()
+    assert [name for name in rows.column_names if name.startswith("weight_")] == ["weight_1", "weight_2"]
+    assert rows["weight_1"].to_pylist() == [0.5] * NUM_SAMPLES
+    assert rows["category"].to_pylist() == ["kind"] * NUM_SAMPLES
+    assert found.mean_weights == pytest.approx([0.5, 0.5])
+
+
 def test_every_teachers_features_keep_their_numbers_and_layouts(tmp_path: Path) -> None:
     first = write_teacher(tmp_path / "a", 0, EXACT, lacks=[1], feature_sizes={"vision": 3, "prompt": 4})
     second = write_teacher(tmp_path / "b", 1, EXACT, feature_sizes={"prompt": 2})

@@ -82,6 +82,25 @@ def test_flags_of_a_mixture_without_it_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "rule", "named"),
+    [
+        (["--data", "nonsense:1", "--set", "fit.seed=3"], "uniform", "data and fit"),
+        (["--set", "fit.num_fits=2", "--teacher-weighting", "entropy"], "entropy", "fit"),
+        (["--data", "digits:transfer", "--teacher-weighting", "trust"], "trust", "data"),
+    ],
+)
+def test_what_only_learned_weights_take_is_refused_with_other_rules(
+    flags: list[str], rule: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merge = ["cache", "merge", "--mixture", "a", "b", "--out", str(tmp_path / "out"), *flags]
+    assert main(merge) == 2
+    assert (
+        f"{named} given, which only learned weights are fitted with, but ensemble.weighting is {rule}: leave that "
+        "out, or ask for them (--teacher-weighting learned)\n"
+    ) in capsys.readouterr().err
+
+
 def test_an_unknown_rule_is_refused_by_name(
     world: World, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

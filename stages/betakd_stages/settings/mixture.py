@@ -1,6 +1,6 @@
 """The settings of `cache merge --mixture`: whose caches become one, and how much each teacher counts."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from betakd_stages.settings.base import Settings
 from betakd_stages.settings.ensemble import EnsembleSettings
@@ -27,3 +27,14 @@ class MixtureSettings(Settings):
                 "distill"
             )
         return ensemble
+
+    @model_validator(mode="after")
+    def _what_learned_weights_alone_take(self) -> "MixtureSettings":
+        given = {"data": self.data is not None, "fit": self.fit != FitSettings()}
+        if self.ensemble.weighting != "learned" and any(given.values()):
+            raise ValueError(
+                f"{' and '.join(name for name, is_given in given.items() if is_given)} given, which only learned "
+                f"weights are fitted with, but ensemble.weighting is {self.ensemble.weighting}: leave that out, or ask "
+                "for them (--teacher-weighting learned)"
+            )
+        return self

@@ -56,8 +56,8 @@ def trust_path(cache: Path | str, named: Path | str | None = None) -> Path:
         return Path(named)
     if is_url(cache):
         raise ConfigError(
-            f"{cache} is in an object store, beside which no trust file is looked for: name a local one "
-            "(cache trust --out FILE, distill --set trust=FILE)"
+            f"{cache} is in an object store, beside which no trust file is looked for: copy that cache to a local "
+            "folder or, where it is the only one, name a local file (cache trust --out FILE, distill --set trust=FILE)"
         )
     folder = Path(cache).absolute()
     return folder.with_name(folder.name + SUFFIX)

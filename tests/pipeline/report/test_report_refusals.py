@@ -33,7 +33,9 @@ def test_a_damaged_cache_is_said_to_be_and_the_report_goes_on(
     write_report(tmp_path / "report.html", "CE", [], [small])
     page = html.unescape(read(tmp_path / "report.html"))
     assert "? in the teacher’s cache (a cache cannot be read: see the settings below)" in page
-    reason = f"{manifest} is damaged or was edited" if damage == "edited" else f"{manifest.parent} is not a cache, it has no"
+    reason = (
+        f"{manifest} is damaged or was edited" if damage == "edited" else f"{manifest.parent} is not a cache, it has no"
+    )
     assert f"The cache cannot be read: {reason}" in page
     (line,) = [line for line in read(next(tmp_path.glob("tables/*caches.md"))).splitlines() if "seed-0" in line]
     assert [cell.strip() for cell in line.split("|")][2:7] == ["cannot be read", "–", "–", "–", "1"]

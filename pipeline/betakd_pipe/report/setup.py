@@ -41,9 +41,13 @@ def _several(texts: Iterable[str]) -> str:
 
 
 def _training(run: Run) -> str:
-    training = run.settings["training"]
-    size = training.get("global_batch_size") or training["batch_size"] * training.get("accumulation", 1)
-    return f"{run.timings[-1]['step']:,} steps of {size} samples" if run.timings else ""
+    if not run.timings:
+        return ""
+    training, steps = run.settings["training"], f"{run.timings[-1]['step']:,} steps"
+    if together := training.get("global_batch_size"):
+        return f"{steps} of {together} samples"
+    # How many processes there were is not known: it is no setting, and a run may go on with another number.
+    return f"{steps} of {training['batch_size'] * training.get('accumulation', 1)} samples in each process"
 
 
 def _num_cached(run: Run) -> str:

@@ -70,12 +70,24 @@ def test_the_set_up_has_counts_sizes_faults_and_what_labels_alone_give(
     assert found.pop("training samples").endswith(" in the teacher’s cache")
     assert found == {
         "test questions": "20",
-        "training": "800 steps of 8 samples",
+        "training": "800 steps of 8 samples in each process",
         "wrong on purpose": "30 % of the labels are another answer, drawn at random",
         "student": "1.5 k parameters",
         "teacher": "2.5 M parameters",
         "labels alone": f"ce, accuracy {accuracy:.1f} %",
     }
+
+
+def test_samples_of_a_step_are_those_of_all_processes_only_where_the_settings_say(
+    scenario: ReportScenario, runs: dict[str, list[Run]]
+) -> None:
+    def training(**given: int | None) -> str:
+        run = runs["ce"][0]
+        settings = {**run.settings, "training": {**run.settings["training"], "batch_size": 4, **given}}
+        return facts(scenario, {"ce": [replace(run, settings=settings)]})["training"]
+
+    assert training(accumulation=3) == "800 steps of 12 samples in each process"
+    assert training(global_batch_size=64) == "800 steps of 64 samples"
 
 
 def test_what_is_not_known_or_not_there_is_left_out_of_the_set_up() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from betakd_stages.caching.vision import VisionSummary
     from betakd_stages.caching.vision_estimation import VisionEstimate
     from betakd_stages.distillation.run import DistillSummary
-    from betakd_stages.ensemble.merging import MixtureMerger
+    from betakd_stages.ensemble.merging import MergedMixture
     from betakd_stages.inspection import SampleView
     from betakd_stages.models.building import BuiltModel
     from betakd_stages.trust.report import TrustReport
@@ -89,7 +89,7 @@ def cache_trust(settings: TrustSettings, *, num_clashes: int = 10, progress: Pro
     return stage(settings, num_clashes=num_clashes, progress=progress)
 
 
-def cache_mixture(settings: MixtureSettings, out: str, *, overwrite: bool, progress: Progress) -> "MixtureMerger":
+def cache_mixture(settings: MixtureSettings, out: str, *, overwrite: bool, progress: Progress) -> "MergedMixture":
     """What was mixed into one cache."""
     from betakd_stages.ensemble.merging import merge_mixture as stage
 

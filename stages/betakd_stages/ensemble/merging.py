@@ -37,7 +37,7 @@ _Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureMerger:
+class MergedMixture:
     """What `merge_mixture` wrote."""
 
     path: str
@@ -59,7 +59,7 @@ class MixtureMerger:
 
 def merge_mixture(
     settings: MixtureSettings, target: str, *, overwrite: bool = False, progress: Progress
-) -> MixtureMerger:
+) -> MergedMixture:
     """A new cache at `target` of the mixture of the caches' teachers; run again, it resumes.
 
     Raises CacheError, ConfigError or MismatchError where the caches do not belong together; nothing is written then.
@@ -92,12 +92,12 @@ def merge_mixture(
     return _summary(settings, target, joined)
 
 
-def _summary(settings: MixtureSettings, target: str, joined: JoinedSamples) -> MixtureMerger:
+def _summary(settings: MixtureSettings, target: str, joined: JoinedSamples) -> MergedMixture:
     merged = open_cache(target)
     names = [_weight_column(number) for number in range(len(settings.caches))]
     weights = merged.rows(names).to_pydict() if len(merged) else {}
     counts = merged.manifest.counts
-    return MixtureMerger(
+    return MergedMixture(
         path=target,
         sources=settings.caches,
         teacher_weighting=settings.ensemble.weighting,

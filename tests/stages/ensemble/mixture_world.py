@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tests.cache.records import record_of, simulated_logits, writer_for
 
 from betakd_cache import TokenRule
-from betakd_stages.ensemble.merging import MixtureMerger, merge_mixture
+from betakd_stages.ensemble.merging import MergedMixture, merge_mixture
 from betakd_stages.progress import SilentProgress
 from betakd_stages.settings import MixtureSettings
 
@@ -72,7 +72,7 @@ def write_teacher(
     return path
 
 
-def merged(target: Path, *sources: Path, **settings: Any) -> MixtureMerger:
+def merged(target: Path, *sources: Path, **settings: Any) -> MergedMixture:
     """What mixing these caches into one wrote; `settings` are those of the ensemble."""
     values = {"caches": [str(source) for source in sources], "ensemble": settings}
     return merge_mixture(MixtureSettings.model_validate(values), str(target), progress=SilentProgress())

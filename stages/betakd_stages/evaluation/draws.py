@@ -60,7 +60,8 @@ class DrawnStudents:
         self._folder = posterior_folder(run)
         settings = run_settings(run)
         training = settings.training.model_copy(update=AS_EVALUATED)
-        self.student = load_student(settings.model_copy(update={"training": training}))
+        # Not the run's max_length either: questions may be longer than what it trained on.
+        self.student = load_student(settings.model_copy(update={"training": training, "max_length": None}))
         self.become_map()
 
     def become_map(self) -> None:

@@ -164,6 +164,17 @@ def test_students_with_adapters_are_drawn_from_what_trained_of_them(world: World
     assert scores["brier_score"] != scores["map"]["brier_score"]
 
 
+def test_drawn_students_take_questions_that_are_longer_than_what_the_run_trained_on(
+    world: World, run: Path, tmp_path: Path
+) -> None:
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "posterior").symlink_to(run / "posterior")
+    (folder / "config.yaml").write_text(yaml.safe_dump({**kept, "max_length": 3}), encoding="utf-8")
+    assert DrawnStudents(folder).student.encoder.max_length == load_model(world.student).encoder.max_length != 3
+
+
 def test_temperature_scaling_is_fitted_on_the_held_out_part_and_scored_on_the_other(run: Path, tmp_path: Path) -> None:
     held_out = "digits:validation?count=25"
     asked = settings(run, calibrate_on=held_out)

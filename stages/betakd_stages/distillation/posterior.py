@@ -14,8 +14,17 @@ from betakd_stages.distillation.batches import RunBatches
 from betakd_stages.distillation.distiller import load_tensors, load_trained, trained_parameters, trained_tensors
 from betakd_stages.distillation.preparation import Prepared
 from betakd_stages.distillation.trainer import DistillationTrainer
+from betakd_stages.models.loading import weights_sha256
 from betakd_stages.posterior.langevin import snapshots
-from betakd_stages.posterior.snapshot_files import FOLDER, MAP, save_tensors, snapshot_path, snapshot_paths
+from betakd_stages.posterior.snapshot_files import (
+    BASE,
+    FOLDER,
+    MAP,
+    require_base,
+    save_tensors,
+    snapshot_path,
+    snapshot_paths,
+)
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings
 
@@ -25,11 +34,15 @@ logger = logging.getLogger(__name__)
 def sample_posterior(settings: DistillSettings, prepared: Prepared, out: Path, progress: Progress) -> None:
     """Nothing; fills `out`/posterior with the student's weights and snapshots around them, behind those there are.
 
-    Raises MismatchError where the objective is not finite any more.
+    Raises MismatchError where the objective is not finite any more, ModelError where the snapshots that there are
+    belong to a run from another student.
     """
     student, folder, wanted = prepared.student.model, out / FOLDER, settings.posterior
+    base = weights_sha256(prepared.student.folder)
+    if (folder / MAP).is_file():
+        require_base(folder, prepared.student.folder, base)
     trained = trained_tensors(student)
-    save_tensors(trained, folder / MAP)
+    save_tensors(trained, folder / MAP, {BASE: base})
     parameters = trained_parameters(student)
     centre = [parameter.detach().clone() for parameter in parameters]
     done = snapshot_paths(folder)

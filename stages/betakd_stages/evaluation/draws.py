@@ -30,8 +30,15 @@ from betakd_stages.evaluation.generation import Answer, greedy_answers
 from betakd_stages.evaluation.metrics import area_under_risk_coverage, calibration_scores, percent
 from betakd_stages.evaluation.preparation import Task
 from betakd_stages.models.forward import answer_rows
-from betakd_stages.models.loading import LoadedModel, first_line
-from betakd_stages.posterior.snapshot_files import MAP, mixed, posterior_folder, shares_of_draw, snapshot_paths
+from betakd_stages.models.loading import LoadedModel, first_line, model_folder, weights_sha256
+from betakd_stages.posterior.snapshot_files import (
+    MAP,
+    mixed,
+    posterior_folder,
+    require_base,
+    shares_of_draw,
+    snapshot_paths,
+)
 from betakd_stages.progress import Progress
 from betakd_stages.settings import DistillSettings, EvaluateSettings
 from betakd_stages.statistics import Head, Needs, student_statistics
@@ -56,9 +63,11 @@ class DrawnStudents:
 
     def __init__(self, run: Path) -> None:
         """The student that the run ended with. Raises ConfigError for a run without posterior or settings, ModelError
-        where the student that it started from cannot be loaded."""
+        where the student that it started from is another by now, or cannot be loaded."""
         self._folder = posterior_folder(run)
         settings = run_settings(run)
+        base = model_folder(settings.student)
+        require_base(self._folder, base, weights_sha256(base))
         training = settings.training.model_copy(update=AS_EVALUATED)
         # Not the run's max_length either: questions may be longer than what it trained on.
         self.student = load_student(settings.model_copy(update={"training": training, "max_length": None}))

@@ -1,6 +1,7 @@
 """The snapshots of a run's posterior on disk, and draws from the Gaussian that they span.
 
-    posterior/map.safetensors             what trained of the student, as the run ended with it
+    posterior/map.safetensors             what trained of the student, as the run ended with it; its metadata hold the
+                                          sha256 of the student that the run started from, where the rest is read
     posterior/snapshot-0000.safetensors   the same of each snapshot
 
 K snapshots with weights w_k and mean m span the Gaussian with that mean and their covariance,
@@ -23,10 +24,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from betakd_stages.errors import ConfigError
+from betakd_stages.errors import ConfigError, ModelError
 
 FOLDER = "posterior"
 MAP = "map.safetensors"
+BASE = "base_weights_sha256"
+"""A lone key: with several their order in the file, and so its bytes, would differ from run to run."""
 
 
 def snapshot_path(folder: Path, index: int) -> Path:
@@ -49,11 +52,22 @@ def posterior_folder(run: Path) -> Path:
     return run / FOLDER
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def require_base(folder: Path, student: Path, weights: str) -> None:
+    """Nothing; raises ModelError where the run did not start from the student with these weights (their sha256)."""
+    with safe_open(folder / MAP, framework="pt") as file:
+        known = (file.metadata() or {}).get(BASE)
+    if known != weights:
+        raise ModelError(
+            f"{student} is not the student that {folder} was sampled around: {BASE} is {known} there and {weights} "
+            "here. Put that student back, or distil again into another folder"
+        )
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file: whole, or not at all."""
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    save_file(dict(tensors), temporary)
+    save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -1,6 +1,7 @@
 """Students drawn from a run's posterior, and temperature scaling, through whole evaluations of tiny models."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.stages.evaluation.official_files import write_gqa
 from tests.world import World
 
@@ -156,12 +157,26 @@ def test_an_evaluation_cut_between_two_draws_ends_as_the_whole_one(run: Path, dr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.jsonl", "scores.json"}
 
 
-def test_students_with_adapters_are_drawn_from_what_trained_of_them(world: World, tmp_path: Path) -> None:
-    run = run_of(world, tmp_path / "run", adapter={"kind": "lora", "rank": 2})
+def test_students_with_adapters_are_drawn_from_what_trained_of_them_beside_the_student_they_started_from(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = shutil.copytree(world.student, tmp_path / "student")
+    run = run_of(world, tmp_path / "run", student=str(student), adapter={"kind": "lora", "rank": 2})
     scores = evaluate(settings(run, draws=2), tmp_path / "drawn", progress=SilentProgress())
     plain = evaluate(settings(run), tmp_path / "plain", progress=SilentProgress())
     assert scores["map"]["brier_score"] == pytest.approx(plain["brier_score"], abs=1e-5)
     assert scores["brier_score"] != scores["map"]["brier_score"]
+    (weights,) = student.glob("*.safetensors")
+    rebuilt = {name: tensor + 0.01 for name, tensor in load_file(weights).items()}
+    save_file(rebuilt, weights, {"format": "pt"})
+    asked = ("--benchmark", BENCHMARK, "--draws", "2", "--out", str(tmp_path / "out"))
+    capsys.readouterr()  # what loading said
+    assert main(["evaluate", str(run), *asked]) == 2
+    error = capsys.readouterr().err
+    assert f"{student} is not the student that {run / 'posterior'} was sampled around: base_weights_sha256 is" in error
+    assert "Put that student back, or distil again into another folder" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_drawn_students_take_questions_that_are_longer_than_what_the_run_trained_on(

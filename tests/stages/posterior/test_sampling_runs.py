@@ -1,6 +1,7 @@
 """Runs that sample their posterior: what they leave, that the run stays what it was, kills, and what is refused."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.stages.test_training import TRAINING, Interrupt, assert_same_run
 from tests.world import World
 from torch import Tensor
@@ -17,7 +18,7 @@ from betakd_stages.distillation.distiller import load_tensors
 from betakd_stages.distillation.dry_run import dry_run
 from betakd_stages.distillation.preparation import prepare
 from betakd_stages.distillation.run import distill
-from betakd_stages.errors import ConfigError, MismatchError
+from betakd_stages.errors import ConfigError, MismatchError, ModelError
 from betakd_stages.models.loading import load_model
 from betakd_stages.posterior import refusals
 from betakd_stages.posterior.snapshot_files import mixed, save_tensors, snapshot_paths
@@ -81,6 +82,19 @@ def test_killed_while_it_samples_it_goes_on_to_the_same_bytes(
     assert_same_run(sampled, tmp_path / "cut")
     for whole, cut in zip(snapshots_of(sampled), snapshots_of(tmp_path / "cut"), strict=True):
         assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+
+
+def test_snapshots_are_not_gone_on_with_around_another_student(world: World, tmp_path: Path) -> None:
+    student = shutil.copytree(world.student, tmp_path / "student")
+    chosen = settings(world, student=str(student))
+    with pytest.raises(KeyboardInterrupt):
+        distill(chosen, tmp_path / "run", progress=Interrupt(16))
+    (weights,) = student.glob("*.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    before = (tmp_path / "run" / "posterior" / "map.safetensors").read_bytes()
+    with pytest.raises(ModelError, match=f"{student} is not the student that .*/run/posterior was sampled around"):
+        distill(chosen, tmp_path / "run", progress=SilentProgress())
+    assert (tmp_path / "run" / "posterior" / "map.safetensors").read_bytes() == before
 
 
 def test_a_step_is_the_gradient_of_the_mean_objective_and_noise_for_all_samples(world: World, tmp_path: Path) -> None:

@@ -1,55 +1,60 @@
-"""The answers of an evaluation that is under way, so that an interrupted one goes on in the middle of a benchmark."""
+"""The answers and draws of an evaluation that is under way, so that an interrupted one goes on in the middle."""
 
 import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Generic, TextIO, TypeVar
 
 from betakd_stages.errors import ConfigError
-from betakd_stages.evaluation.generation import Answer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Row = TypeVar("Row", bound="DataclassInstance")
 
 
-class AnswersUnderWay:
-    """A file of one line that says whose answers these are, and a line per answer; it grows batch by batch.
+class UnderWay(Generic[Row]):
+    """A file of one line that says whose rows these are, and a line per row; it grows batch by batch.
 
     Only whole batches are read back: cut at other places, batches would be padded otherwise, and sums of floats differ.
     Its lock, which ends with the process, keeps a second one out, such as a task that a cluster runs again elsewhere.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], batch_size: int) -> None:
-        """Raises ConfigError where the file holds the answers of another evaluation, or is being written."""
+    def __init__(self, path: Path, kind: Callable[..., Row], identity: Mapping[str, Any], batch_size: int) -> None:
+        """`kind` makes a row of what stands in its line. Raises ConfigError where the file holds the rows of another
+        evaluation, or is being written."""
         self._path = path
-        whose = {**identity, "batch_size": batch_size}
         self._file = _locked(path)
+        lines = _whole_lines(path)
         try:
-            found = whole_lines(path)
-            if found:
-                require_same(path.parent, found[0], whose)
+            if lines:
+                require_same(path.parent, json.loads(lines[0]), identity)
         except ConfigError:
             self._file.close()
             raise
-        rows = found[1:]
-        rows = rows[: len(rows) // batch_size * batch_size]
-        self.answers = [Answer(**row) for row in rows]
-        self._file.truncate(0)
-        self._write(whose, *rows)
+        num_kept = max(len(lines) - 1, 0) // batch_size * batch_size
+        self.rows = [kind(**json.loads(line)) for line in lines[1 : num_kept + 1]]
+        # What is kept stays where it is, so that a kill costs none of it; so does the file, whose lock this is.
+        self._file.truncate(sum(map(len, lines[: num_kept + 1])))
+        if not lines:
+            self._write(identity)
 
-    def __enter__(self) -> "AnswersUnderWay":
+    def __enter__(self) -> "UnderWay[Row]":
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._file.close()
 
-    def append(self, batch: Sequence[Answer]) -> None:
+    def append(self, batch: Sequence[Row]) -> None:
         """Add a batch, on disk when this returns."""
-        self.answers += batch
-        self._write(*map(dataclasses.asdict, batch))
+        self.rows += batch
+        self._write(*(dataclasses.asdict(row) for row in batch))
 
     def remove(self) -> None:
-        """Remove the file: its answers are written elsewhere."""
+        """Remove the file: its rows are written elsewhere."""
         self._path.unlink()
 
     def _write(self, *rows: Mapping[str, Any]) -> None:
@@ -79,14 +84,15 @@ def require_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]
             )
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows up to the first that is not whole, which is where the writing was cut off."""
-    if not path.is_file():
-        return []
-    rows = []
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines up to the first that is not whole, which is where the writing was cut off."""
+    lines = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            rows.append(json.loads(line))
+            json.loads(line)
         except ValueError:
             break
-    return rows
+        if not line.endswith(b"\n"):
+            break
+        lines.append(line)
+    return lines

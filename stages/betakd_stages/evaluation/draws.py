@@ -4,9 +4,6 @@ answers.
 D draws, Q questions.
 """
 
-import dataclasses
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,7 @@ from betakd_stages.distillation.student import load_student
 from betakd_stages.encoding import EncodedSample, Encoder
 from betakd_stages.encoding.written import WrittenAnswer, with_answers
 from betakd_stages.errors import ConfigError, ModelError
-from betakd_stages.evaluation.answers import whole_lines
+from betakd_stages.evaluation.answers import UnderWay
 from betakd_stages.evaluation.benchmarks.base import Benchmark, Prediction
 from betakd_stages.evaluation.generation import Answer, greedy_answers
 from betakd_stages.evaluation.metrics import area_under_risk_coverage, calibration_scores, percent
@@ -95,41 +92,30 @@ def run_settings(run: Path) -> DistillSettings:
 
 
 def ask_draws(
-    task: Task, answers: Sequence[Answer], students: DrawnStudents, under_way: Path, progress: Progress
+    task: Task, answers: Sequence[Answer], students: DrawnStudents, under_way: UnderWay[Draw], progress: Progress
 ) -> list[Draw]:
     """What each of the task's `draws` students made of its benchmark; `answers` are the run's own student's.
 
-    Each draw is written to the file `under_way`, and those that it holds are not made again. The student is the run's
-    own again afterwards. Raises ModelError for an answer that cannot be read back.
+    Each draw is added to `under_way`, and those that it holds are not made again. The student is the run's own again
+    afterwards. Raises ModelError for an answer that cannot be read back.
     """
     benchmark, settings = task.benchmark, task.settings
-    draws = [Draw(**row) for row in whole_lines(under_way)]
-    under_way.unlink(missing_ok=True)
-    _append(under_way, *draws)
-    progress.start(f"{benchmark.name} draws", total=settings.draws, done=len(draws))
+    num_done = len(under_way.rows)
+    progress.start(f"{benchmark.name} draws", total=settings.draws, done=num_done)
     try:
-        for index in range(len(draws), settings.draws):
+        for index in range(num_done, settings.draws):
             students.become_draw(settings.seed, index)
             own = greedy_answers(
                 students.student, benchmark.samples, batch_size=settings.batch_size, max_new_tokens=task.max_new_tokens
             )
             numbers = _numbers(benchmark, [answer for batch in own for answer in batch])
             probabilities = answer_probabilities(students.student, benchmark.samples, answers, settings.batch_size)
-            draws.append(Draw(probabilities, numbers))
-            _append(under_way, draws[-1])
+            under_way.append([Draw(probabilities, numbers)])
             progress.advance(1)
     finally:
         progress.finish()
         students.become_map()
-    return draws
-
-
-def _append(path: Path, *draws: Draw) -> None:
-    """Add draws to a file, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(dataclasses.asdict(draw)) + "\n" for draw in draws)
-        file.flush()
-        os.fsync(file.fileno())
+    return under_way.rows
 
 
 @torch.inference_mode()

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from betakd_stages.evaluation.answers import AnswersUnderWay
+from betakd_stages.evaluation.answers import UnderWay
 from betakd_stages.evaluation.benchmarks.base import Benchmark, Grades, Prediction
 from betakd_stages.evaluation.draws import (
+    Draw,
     DrawnStudents,
     ask_draws,
     credible_intervals,
@@ -78,12 +79,15 @@ def _evaluate(task: Task, asked: Asked, progress: Progress) -> dict[str, Any]:
     settings = task.settings
     answerer = asked.opened()  # before anything is written: a model that cannot be had leaves no folder
     task.out.mkdir(parents=True, exist_ok=True)
-    with AnswersUnderWay(task.out / UNDER_WAY, task.subject, settings.batch_size) as under_way:
+    whose = {**task.subject, "batch_size": settings.batch_size}
+    with ExitStack() as stack:
+        under_way = stack.enter_context(UnderWay(task.out / UNDER_WAY, Answer, whose, settings.batch_size))
         answers = _answer_all(task, under_way, answerer, progress)
         own = [answer.confidence for answer in answers]
-        draws = (
-            ask_draws(task, answers, asked.students(), task.out / DRAWS_UNDER_WAY, progress) if settings.draws else []
-        )
+        draws: Sequence[Draw] = []
+        if settings.draws:
+            drawn = stack.enter_context(UnderWay(task.out / DRAWS_UNDER_WAY, Draw, whose, 1))
+            draws = ask_draws(task, answers, asked.students(), drawn, progress)
         predictions = predictions_of(task.benchmark, answers, predictive_means(draws) if draws else own)
         grades = task.benchmark.grade(predictions)
         rows = _prediction_rows(task.benchmark, predictions, grades)
@@ -119,8 +123,8 @@ def _temperature_scaling(
     }
 
 
-def _answer_all(task: Task, under_way: AnswersUnderWay, answerer: Answerer, progress: Progress) -> Sequence[Answer]:
-    samples, num_done = task.benchmark.samples, len(under_way.answers)
+def _answer_all(task: Task, under_way: UnderWay[Answer], answerer: Answerer, progress: Progress) -> Sequence[Answer]:
+    samples, num_done = task.benchmark.samples, len(under_way.rows)
     if num_done:
         logger.info("%s: goes on behind %d answers of before", task.benchmark.name, num_done)
     progress.start(f"evaluate {task.benchmark.name}", total=len(samples), done=num_done)
@@ -131,7 +135,7 @@ def _answer_all(task: Task, under_way: AnswersUnderWay, answerer: Answerer, prog
             progress.advance(len(batch))
     finally:
         progress.finish()
-    return under_way.answers
+    return under_way.rows
 
 
 def _prediction_rows(benchmark: Benchmark, predictions: Sequence[Prediction], grades: Grades) -> list[dict[str, Any]]:

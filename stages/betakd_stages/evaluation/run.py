@@ -104,8 +104,8 @@ def _evaluate(task: Task, asked: Asked, progress: Progress) -> dict[str, Any]:
             scores["matching"] = matching(task.records, asked.loaded(), settings.batch_size, progress)
         write_atomically(task.out / PREDICTIONS, "".join(json.dumps(row) + "\n" for row in rows))
         write_atomically(task.out / SCORES, json.dumps(scores, indent=2) + "\n")
+        (task.out / DRAWS_UNDER_WAY).unlink(missing_ok=True)  # first: they are of the answers
         under_way.remove()
-        (task.out / DRAWS_UNDER_WAY).unlink(missing_ok=True)
     return scores
 
 

@@ -17,6 +17,7 @@ from betakd_pipe.cli import main
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError, ModelError
+from betakd_stages.evaluation.answers import UnderWay
 from betakd_stages.evaluation.draws import DrawnStudents, answer_probabilities, quantiles
 from betakd_stages.evaluation.generation import Answer, greedy_answers
 from betakd_stages.evaluation.metrics import calibration, calibration_scores
@@ -155,6 +156,25 @@ def test_an_evaluation_cut_between_two_draws_ends_as_the_whole_one(run: Path, dr
     for name in ("predictions.jsonl", "scores.json"):
         assert (tmp_path / "out" / name).read_bytes() == (drawn / name).read_bytes()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions.jsonl", "scores.json"}
+
+
+def test_draws_of_another_evaluation_are_refused_and_go_before_the_answers_they_are_of(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out", settings(run, benchmark="digits:test?count=5", draws=2)
+    out.mkdir()
+    (out / "draws-under-way.jsonl").write_text('{"benchmark": "gqa:elsewhere"}\n')
+    with pytest.raises(ConfigError, match="holds scores of another evaluation: benchmark is 'gqa:elsewhere' there"):
+        evaluate(asked, out, progress=SilentProgress())
+    (out / "draws-under-way.jsonl").unlink()
+
+    def killed(self: UnderWay[Any]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(UnderWay, "remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(asked, out, progress=SilentProgress())
+    assert {path.name for path in out.iterdir()} == {"answers-under-way.jsonl", "predictions.jsonl", "scores.json"}
 
 
 def test_students_with_adapters_are_drawn_from_what_trained_of_them_beside_the_student_they_started_from(

@@ -2,11 +2,12 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from betakd_stages.data.sample import Sample
 from betakd_stages.distillation.held_out import HeldOutRecords
 from betakd_stages.encoding import Encoder
 from betakd_stages.errors import ConfigError, DataError
@@ -114,15 +115,38 @@ def _task(
 def _held_out(
     benchmark: Benchmark, settings: EvaluateSettings, out: Path, weights: str, encoder: Callable[[], Encoder]
 ) -> Task:
-    """What temperature scaling is fitted on. Raises ConfigError where that are the benchmark's own questions."""
+    """What temperature scaling is fitted on. Raises ConfigError where questions of the benchmark are among that."""
     (text,) = settings.calibrate_on
     held_out = load_benchmark(text)
-    if held_out.samples.fingerprint == benchmark.samples.fingerprint:
+    if num_shared := _num_shared(held_out.samples, benchmark.samples):
         raise ConfigError(
-            f"calibrate_on {held_out.samples.specification} holds the very questions that are evaluated: name others"
+            f"calibrate_on {held_out.samples.specification} holds {num_shared} of the questions that are evaluated "
+            f"({benchmark.samples.specification}): name others"
         )
     plain = {"benchmark": (text,), "calibrate_on": (), "draws": 0, "reference": None, "cache": None}
     return _task(held_out, settings.model_copy(update=plain), out / CALIBRATION, weights, encoder)
+
+
+def _num_shared(samples: Sequence[Sample], others: Sequence[Sample]) -> int:
+    """How many questions both hold, by words and image: parts of a benchmark may number theirs alike, or renumber them.
+
+    Raises DataError where an image cannot be read.
+    """
+    words = {_words(sample) for sample in samples} & {_words(sample) for sample in others}
+    return len(_questions(samples, words) & _questions(others, words))
+
+
+def _questions(samples: Sequence[Sample], words: Container[tuple[str, ...]]) -> set[tuple[tuple[str, ...], str | None]]:
+    """The samples of these words with the sha256 of their images, which are read."""
+    return {
+        (_words(sample), None if sample.image is None else sample.image.sha256())
+        for sample in samples
+        if _words(sample) in words
+    }
+
+
+def _words(sample: Sample) -> tuple[str, ...]:
+    return tuple(turn.question for turn in sample.turns)
 
 
 def _reference(folder: Path, benchmark: Benchmark) -> Mapping[str, Mapping[str, Any]]:

@@ -243,7 +243,9 @@ def test_what_cannot_be_drawn_or_calibrated_is_one_line_and_leaves_nothing(
             ("--draws", "4", "--backend", "vllm"),
             "draws is 4, which backend hf in precision fp32 can do, found vllm",
         ),
-        (run, ("--calibrate-on", BENCHMARK), "holds the very questions that are evaluated: name others"),
+        (run, ("--calibrate-on", BENCHMARK), f"holds 30 of the questions that are evaluated ({BENCHMARK}): name"),
+        (run, ("--calibrate-on", f"{BENCHMARK}&label_noise=0.9"), "holds 30 of the questions that are evaluated"),
+        (run, ("--calibrate-on", "digits:test"), "calibrate_on digits:test holds 30 of the questions that are"),
         (run, ("--calibrate-on", gqa), "calibrate_on names gqa, which is not evaluated: name another part of digits"),
     ):
         assert main(["evaluate", str(model), *common, *flags]) == 2

@@ -56,21 +56,24 @@ def prepared(settings: EvaluateSettings, out: Path) -> list[Task]:
     ConfigError where `out` holds other scores.
     """
     benchmarks = [load_benchmark(text) for text in settings.benchmark]
+    parts = [load_benchmark(text) for text in settings.calibrate_on]
     names = _names(benchmarks)
-    held_out = {load_benchmark(text).name: text for text in settings.calibrate_on}
-    for name in _names([load_benchmark(text) for text in settings.calibrate_on]):
+    held_out = dict(zip(_names(parts), zip(settings.calibrate_on, parts, strict=True), strict=True))
+    for name in held_out:
         if name not in names:
             raise ConfigError(
                 f"calibrate_on names {name}, which is not evaluated: name another part of {', '.join(names)}"
             )
     weights = weights_sha256(model_folder(settings.model))
     encoder = functools.cache(lambda: load_encoder(settings.model))
-    if len(benchmarks) == 1:
-        return [_task(benchmarks[0], settings, out, weights, encoder)]
-    return [
-        _task(benchmark, _alone(settings, text, benchmark.name, held_out), out / benchmark.name, weights, encoder)
-        for text, benchmark in zip(settings.benchmark, benchmarks, strict=True)
-    ]
+    tasks = []
+    for text, benchmark in zip(settings.benchmark, benchmarks, strict=True):
+        calibrate_on, part = held_out.get(benchmark.name, (None, None))
+        alone, folder = settings, out
+        if len(benchmarks) > 1:
+            alone, folder = _alone(settings, text, benchmark.name, calibrate_on), out / benchmark.name
+        tasks.append(_task(benchmark, part, alone, folder, weights, encoder))
+    return tasks
 
 
 def _names(benchmarks: Sequence[Benchmark]) -> list[str]:
@@ -80,16 +83,22 @@ def _names(benchmarks: Sequence[Benchmark]) -> list[str]:
     return names
 
 
-def _alone(settings: EvaluateSettings, benchmark: str, name: str, held_out: Mapping[str, str]) -> EvaluateSettings:
+def _alone(settings: EvaluateSettings, benchmark: str, name: str, held_out: str | None) -> EvaluateSettings:
     """The settings of one benchmark of several: what it is held against is in a folder of its name."""
     beside = {key: value and f"{value}/{name}" for key in ("reference", "cache") for value in [getattr(settings, key)]}
-    calibrate_on = (held_out[name],) if name in held_out else ()
+    calibrate_on = () if held_out is None else (held_out,)
     return settings.model_copy(update={"benchmark": (benchmark,), "calibrate_on": calibrate_on, **beside})
 
 
 def _task(
-    benchmark: Benchmark, settings: EvaluateSettings, out: Path, weights: str, encoder: Callable[[], Encoder]
+    benchmark: Benchmark,
+    part: Benchmark | None,
+    settings: EvaluateSettings,
+    out: Path,
+    weights: str,
+    encoder: Callable[[], Encoder],
 ) -> Task:
+    """What is asked of one benchmark; `part` is its held-out one."""
     subject = {
         "benchmark": benchmark.samples.specification,
         "questions_sha256": benchmark.samples.fingerprint,
@@ -102,7 +111,7 @@ def _task(
         snapshots = snapshots_sha256(posterior_folder(Path(settings.model)))
         chosen = {name: getattr(settings, name) for name in ("draws", "interval_level", "seed")}
         subject["posterior"] = {"sha256": snapshots, **chosen}
-    held_out = _held_out(benchmark, settings, out, weights, encoder) if settings.calibrate_on else None
+    held_out = None if part is None else _held_out(part, benchmark, settings, out, weights, encoder)
     if held_out is not None:
         subject["calibrated_on"] = held_out.subject["questions_sha256"]
     reference = None if settings.reference is None else _reference(Path(settings.reference), benchmark)
@@ -113,18 +122,21 @@ def _task(
 
 
 def _held_out(
-    benchmark: Benchmark, settings: EvaluateSettings, out: Path, weights: str, encoder: Callable[[], Encoder]
+    part: Benchmark,
+    benchmark: Benchmark,
+    settings: EvaluateSettings,
+    out: Path,
+    weights: str,
+    encoder: Callable[[], Encoder],
 ) -> Task:
     """What temperature scaling is fitted on. Raises ConfigError where questions of the benchmark are among that."""
-    (text,) = settings.calibrate_on
-    held_out = load_benchmark(text)
-    if num_shared := _num_shared(held_out.samples, benchmark.samples):
+    if num_shared := _num_shared(part.samples, benchmark.samples):
         raise ConfigError(
-            f"calibrate_on {held_out.samples.specification} holds {num_shared} of the questions that are evaluated "
+            f"calibrate_on {part.samples.specification} holds {num_shared} of the questions that are evaluated "
             f"({benchmark.samples.specification}): name others"
         )
-    plain = {"benchmark": (text,), "calibrate_on": (), "draws": 0, "reference": None, "cache": None}
-    return _task(held_out, settings.model_copy(update=plain), out / CALIBRATION, weights, encoder)
+    plain = {"benchmark": settings.calibrate_on, "calibrate_on": (), "draws": 0, "reference": None, "cache": None}
+    return _task(part, None, settings.model_copy(update=plain), out / CALIBRATION, weights, encoder)
 
 
 def _num_shared(samples: Sequence[Sample], others: Sequence[Sample]) -> int:

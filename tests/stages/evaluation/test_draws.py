@@ -17,10 +17,14 @@ from betakd_pipe.cli import main
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError, ModelError
+from betakd_stages.evaluation import preparation
 from betakd_stages.evaluation.answers import UnderWay
+from betakd_stages.evaluation.benchmarks import load_benchmark
+from betakd_stages.evaluation.benchmarks.base import Benchmark
 from betakd_stages.evaluation.draws import DrawnStudents, answer_probabilities, quantiles
 from betakd_stages.evaluation.generation import Answer, greedy_answers
 from betakd_stages.evaluation.metrics import calibration, calibration_scores
+from betakd_stages.evaluation.preparation import prepared
 from betakd_stages.evaluation.run import evaluate
 from betakd_stages.evaluation.temperature_scaling import fitted_temperature, scaled
 from betakd_stages.models.loading import load_model
@@ -228,6 +232,23 @@ def test_temperature_scaling_is_fitted_on_the_held_out_part_and_scored_on_the_ot
     stamp = (tmp_path / "out" / "scores.json").stat().st_mtime_ns
     assert evaluate(asked, tmp_path / "out", progress=SilentProgress()) == scores
     assert (tmp_path / "out" / "scores.json").stat().st_mtime_ns == stamp
+
+
+def test_each_benchmark_and_its_held_out_part_is_loaded_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gqa, held_out, loaded = write_gqa(tmp_path / "gqa"), "digits:validation?count=25", []
+
+    def counted(text: str) -> Benchmark:
+        loaded.append(text)
+        return load_benchmark(text)
+
+    monkeypatch.setattr(preparation, "load_benchmark", counted)
+    tasks = prepared(settings(run, benchmark=[gqa, BENCHMARK], calibrate_on=held_out), tmp_path / "out")
+    assert sorted(loaded) == sorted([gqa, BENCHMARK, held_out])
+    parts = [task.held_out and task.held_out.benchmark.samples.specification for task in tasks]
+    assert parts == [None, held_out]
+    assert [task.settings.calibrate_on for task in tasks] == [(), (held_out,)]
 
 
 def test_what_cannot_be_drawn_or_calibrated_is_one_line_and_leaves_nothing(

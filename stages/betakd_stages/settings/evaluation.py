@@ -63,6 +63,18 @@ class EvaluateSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _nothing_without_what_it_is_of(self) -> "EvaluateSettings":
+        # Compared with the defaults: those are all given where the settings of a run are read back.
+        for name, subject in (("interval_level", "draws"), ("seed", "draws"), ("on_mismatch", "cache")):
+            value = getattr(self, name)
+            if not getattr(self, subject) and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is {value}, but it is of {subject}, which is not given: give {subject}, or leave {name} "
+                    "out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _measurable(self) -> "EvaluateSettings":
         if self.cache is not None and self.backend != "hf":
             raise ValueError(

@@ -28,3 +28,14 @@ class PosteriorSettings(Settings):
         if self.count == 1:
             raise ValueError("count is 1, but a spread needs at least 2 snapshots: give more, or 0 for none")
         return self
+
+    @model_validator(mode="after")
+    def _nothing_without_snapshots(self) -> "PosteriorSettings":
+        # Compared with the defaults: those are all given where the settings of a run are read back.
+        for name, field in type(self).model_fields.items():
+            if not self.count and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but count is 0, so that no posterior is sampled: give count, or "
+                    f"leave {name} out"
+                )
+        return self

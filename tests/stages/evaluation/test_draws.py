@@ -258,6 +258,9 @@ def test_what_cannot_be_drawn_or_calibrated_is_one_line_and_leaves_nothing(
     common = ("--benchmark", BENCHMARK, "--out", str(out))
     for model, flags, message in (
         (world.student, ("--draws", "4"), "holds no posterior/, from which students could be drawn: name a run"),
+        (run, ("--set", "interval_level=0.5"), "interval_level is 0.5, but it is of draws, which is not given: give"),
+        (run, ("--set", "seed=3"), "seed is 3, but it is of draws, which is not given: give draws, or leave seed out"),
+        (run, ("--set", "on_mismatch=drop"), "on_mismatch is drop, but it is of cache, which is not given"),
         (run, ("--draws", "1"), "draws is 1, but an interval needs at least 2"),
         (
             run,
@@ -308,3 +311,8 @@ def test_an_answer_that_names_an_image_cannot_be_read_back(run: Path) -> None:
 def test_quantiles_are_of_the_middle() -> None:
     values = np.arange(101.0)[:, None] * [1.0, 2.0]
     np.testing.assert_allclose(quantiles(values.tolist(), 0.9), [[5.0, 95.0], [10.0, 190.0]])
+
+
+def test_settings_that_were_kept_with_all_defaults_can_be_read_back(run: Path) -> None:
+    for asked in (settings(run), settings(run, draws=2, seed=3, interval_level=0.5)):
+        assert EvaluateSettings.model_validate(asked.model_dump(mode="json")) == asked

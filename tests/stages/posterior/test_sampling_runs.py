@@ -187,3 +187,16 @@ def test_a_dry_run_counts_the_steps_behind_the_last(world: World) -> None:
 def test_one_snapshot_is_no_spread(world: World) -> None:
     with pytest.raises(ValidationError, match="count is 1, but a spread needs at least 2 snapshots"):
         settings(world, posterior={"count": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("every_steps", 7), ("learning_rate", 0.5), ("temperature", 0.5), ("prior_deviation", 0.02)],
+)
+def test_how_to_sample_is_refused_where_nothing_is_sampled(world: World, name: str, value: float) -> None:
+    with pytest.raises(
+        ValidationError, match=f"{name} is {value}, but count is 0, .*: give count, or leave {name} out"
+    ):
+        settings(world, posterior={name: value})
+    without = settings(world, posterior={})
+    assert DistillSettings.model_validate(without.model_dump(mode="json")) == without  # as a run's settings are kept

@@ -1,8 +1,9 @@
 """Snapshots of weights from their posterior, by stochastic gradient Langevin dynamics.
 
 The objective of N samples is the negative log of a posterior, U = N * mean objective: what the labels say, and the
-teacher-informed Gibbs prior of the energies (paper, section 3). With steps eps = 2 * rate / N Langevin dynamics
-(Welling and Teh 2011, eq. 4) are descent on the mean objective with noise of the right size beside it,
+teacher-informed Gibbs prior of the energies (paper, section 3). A sample's objective is a mean over its tokens, so an
+answer of T tokens enters with its likelihood to the power 1/T. With steps eps = 2 * rate / N Langevin dynamics (Welling
+and Teh 2011, eq. 4) are descent on the mean objective with noise of the right size beside it,
 
     weights <- weights - rate * gradient + sqrt(2 * rate * temperature / N) * xi,    xi ~ N(0, 1),
 

@@ -1,4 +1,4 @@
-"""Students drawn from a run's posterior, and temperature scaling, through whole evaluations of tiny models."""
+"""Students drawn from a run's posterior, through whole evaluations of tiny models."""
 
 import json
 import shutil
@@ -10,60 +10,27 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tests.stages.evaluation.drawn_runs import BENCHMARK, NUM_DRAWS, predictions_in, run_of, settings
 from tests.stages.evaluation.official_files import write_gqa
 from tests.world import World
 
 from betakd_pipe.cli import main
 from betakd_stages.data import load_samples
-from betakd_stages.distillation.run import distill
 from betakd_stages.errors import ConfigError, ModelError
-from betakd_stages.evaluation import preparation
 from betakd_stages.evaluation.answers import UnderWay
-from betakd_stages.evaluation.benchmarks import load_benchmark
-from betakd_stages.evaluation.benchmarks.base import Benchmark
 from betakd_stages.evaluation.draws import DrawnStudents, answer_probabilities, quantiles
 from betakd_stages.evaluation.generation import Answer, greedy_answers
 from betakd_stages.evaluation.metrics import calibration, calibration_scores
-from betakd_stages.evaluation.preparation import prepared
 from betakd_stages.evaluation.run import evaluate
-from betakd_stages.evaluation.temperature_scaling import fitted_temperature, scaled
 from betakd_stages.models.loading import load_model
 from betakd_stages.posterior.snapshot_files import shares_of_draw, snapshot_paths
 from betakd_stages.progress import SilentProgress
-from betakd_stages.settings import DistillSettings, EvaluateSettings
-
-BENCHMARK = "digits:test?count=30"
-NUM_DRAWS = 4
-
-
-def run_of(world: World, out: Path, **changes: Any) -> Path:
-    """A short run with its posterior; it learned to end its answers and to name no image in them."""
-    values = {
-        "student": str(world.student),
-        "data": world.data,
-        "objective": {"energies": []},
-        "training": {"steps": 30, "learning_rate": 5e-3, "probe_samples": 0},
-        "posterior": {"count": 3, "every_steps": 3, "learning_rate": 1e-2},
-        **changes,
-    }
-    settings = DistillSettings.model_validate(values)
-    distill(settings, out, progress=SilentProgress())
-    (out / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
-    return out
+from betakd_stages.settings import EvaluateSettings
 
 
 @pytest.fixture(scope="module")
 def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_of(world, tmp_path_factory.mktemp("drawn") / "run")
-
-
-def settings(run: Path, **changes: Any) -> EvaluateSettings:
-    common = {"model": str(run), "benchmark": BENCHMARK, "max_new_tokens": 4, "batch_size": 8}
-    return EvaluateSettings.model_validate({**common, **changes})
-
-
-def predictions_in(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -212,43 +179,6 @@ def test_drawn_students_take_questions_that_are_longer_than_what_the_run_trained
     (folder / "posterior").symlink_to(run / "posterior")
     (folder / "config.yaml").write_text(yaml.safe_dump({**kept, "max_length": 3}), encoding="utf-8")
     assert DrawnStudents(folder).student.encoder.max_length == load_model(world.student).encoder.max_length != 3
-
-
-def test_temperature_scaling_is_fitted_on_the_held_out_part_and_scored_on_the_other(run: Path, tmp_path: Path) -> None:
-    held_out = "digits:validation?count=25"
-    asked = settings(run, calibrate_on=held_out)
-    scores = evaluate(asked, tmp_path / "out", progress=SilentProgress())
-    rows, others = predictions_in(tmp_path / "out"), predictions_in(tmp_path / "out" / "calibration")
-    assert [row["sample_id"] for row in others] == [sample.sample_id for sample in load_samples(held_out)]
-    temperature = fitted_temperature([row["confidence"] for row in others], [row["correct"] for row in others])
-    after = scaled([row["confidence"] for row in rows], temperature)
-    expected = {"temperature": temperature, "fitted_on": held_out}
-    assert scores["temperature_scaling"] == {
-        **expected,
-        **calibration_scores(after, [row["correct"] for row in rows]),
-    }
-    plain = evaluate(settings(run), tmp_path / "plain", progress=SilentProgress())
-    assert {name: scores[name] for name in plain} == plain
-    stamp = (tmp_path / "out" / "scores.json").stat().st_mtime_ns
-    assert evaluate(asked, tmp_path / "out", progress=SilentProgress()) == scores
-    assert (tmp_path / "out" / "scores.json").stat().st_mtime_ns == stamp
-
-
-def test_each_benchmark_and_its_held_out_part_is_loaded_once(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gqa, held_out, loaded = write_gqa(tmp_path / "gqa"), "digits:validation?count=25", []
-
-    def counted(text: str) -> Benchmark:
-        loaded.append(text)
-        return load_benchmark(text)
-
-    monkeypatch.setattr(preparation, "load_benchmark", counted)
-    tasks = prepared(settings(run, benchmark=[gqa, BENCHMARK], calibrate_on=held_out), tmp_path / "out")
-    assert sorted(loaded) == sorted([gqa, BENCHMARK, held_out])
-    parts = [task.held_out and task.held_out.benchmark.samples.specification for task in tasks]
-    assert parts == [None, held_out]
-    assert [task.settings.calibrate_on for task in tasks] == [(), (held_out,)]
 
 
 def test_what_cannot_be_drawn_or_calibrated_is_one_line_and_leaves_nothing(

@@ -72,6 +72,8 @@ def distill(settings: DistillSettings, out: Path, *, progress: Progress) -> Dist
         return DistillSummary(steps, {}, already_finished=False)
     metrics = {key: value for key, value in read_rows(out / METRICS)[-1].items() if key != "step" and value is not None}
     metrics["num_dropped"] = prepared.num_dropped
+    if prepared.teaching.ensemble is not None:
+        metrics["num_carried"] = prepared.teaching.ensemble.num_carried
     if kept_step is not None:
         metrics["kept_step"] = kept_step
     if settings.validation:

@@ -70,6 +70,11 @@ class TeacherEnsemble:
         """How many of the run's samples each cache lacks."""
         return tuple((self.indices < 0).sum(axis=0).tolist())
 
+    @property
+    def num_carried(self) -> int:
+        """How many of the run's samples some cache lacks, so that others carry them."""
+        return int((self.indices < 0).any(axis=1).sum())
+
     def decode(self, batch: EnsembleBatch, device: torch.device) -> CachedBatch:
         """The batch as tensors on the device: the mixture's targets, and the teachers themselves where they count."""
         decoded = [

@@ -68,7 +68,7 @@ def test_every_channel_of_a_teacher_is_what_it_would_be_alone(world: World, cach
 
 def test_the_others_carry_a_sample_that_one_cache_lacks(world: World, caches: Caches) -> None:
     ensemble = ensemble_of(world, caches.first, caches.fewer)
-    assert ensemble.num_missing == (0, 18)
+    assert (ensemble.num_missing, ensemble.num_carried) == ((0, 18), 18)
     places = np.arange(len(ensemble.indices))
 
     mixed = ensemble.decode(ensemble.batch(places), CPU)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from betakd_cache import TeacherCache
+from betakd_stages.caching.kinds import require_of_teacher
 from betakd_stages.data.sample import SampleSet, chosen_samples
 from betakd_stages.distillation.matching import MatchedSamples, match_cache
 from betakd_stages.encoding import Encoder
@@ -31,6 +32,8 @@ def match_caches(
     sample that no cache has (unless `on_mismatch` is "drop") and for one of which two teachers saw different images.
     """
     places = {sample.sample_id: place for place, sample in enumerate(samples)}
+    for cache in caches:
+        require_of_teacher(cache)
     shared_temperatures({str(cache.location): cache.manifest.token_rule.temperatures for cache in caches})
     indices = np.full((len(samples), len(caches)), -1)
     images: list[str | None] = [None] * len(samples)

@@ -9,6 +9,7 @@ from tests.world import World
 
 from betakd_cache import open_cache
 from betakd_stages.caching.run import cache_teacher
+from betakd_stages.caching.vision import cache_vision
 from betakd_stages.data import load_samples
 from betakd_stages.distillation.run import distill
 from betakd_stages.ensemble.matching import match_caches
@@ -17,7 +18,7 @@ from betakd_stages.errors import ConfigError, MismatchError
 from betakd_stages.models.loading import load_encoder
 from betakd_stages.models.tiny import TEACHER_SIZE, save_tiny_model
 from betakd_stages.progress import SilentProgress
-from betakd_stages.settings import CacheTeacherSettings
+from betakd_stages.settings import CacheTeacherSettings, CacheVisionSettings
 
 
 def test_a_sample_that_no_cache_holds_is_one_line(world: World, caches: Caches) -> None:
@@ -63,6 +64,15 @@ def test_grids_that_do_not_reach_temperature_one_together_are_refused() -> None:
         shared_temperatures({"a": (0.5, 2.0), "b": (1.0,)})
     with pytest.raises(MismatchError, match=r"do not reach"):
         shared_temperatures({"a": (1.0, 2.0, 4.0), "b": (0.5, 2.0, 4.0)})
+
+
+def test_a_vision_cache_among_several_is_refused(world: World, caches: Caches, tmp_path: Path) -> None:
+    tower = tmp_path / "tower"
+    cache_vision(
+        CacheVisionSettings(student=str(world.student), data=world.data), str(tower), progress=SilentProgress()
+    )
+    with pytest.raises(MismatchError, match="tower holds what a vision tower says about images"):
+        distill(settings(world, caches.first, tower), tmp_path / "run", progress=SilentProgress())
 
 
 def test_a_cache_of_other_data_is_named(world: World, caches: Caches, tmp_path: Path) -> None:
